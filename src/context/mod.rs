@@ -1,0 +1,107 @@
+//! What is known of a request while it travels: identity, clocks, and the notes that layers leave for the record.
+//!
+//! | file | does |
+//! |---|---|
+//! | `mod.rs` | [`RequestContext`], and which host a request asks for |
+//! | `connection.rs` | [`Connection`]: the client's connection, as far as layers may know it |
+//! | `id.rs` | [`RequestId`] and [`TraceId`] |
+//! | `notes.rs` | [`Notes`] for the access log and the metrics |
+
+mod connection;
+mod id;
+mod notes;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::header::HOST;
+use http::uri::Authority;
+use http::{HeaderMap, Uri};
+use tokio::time::Instant;
+
+pub use connection::Connection;
+pub use id::{RequestId, TraceId};
+pub use notes::{Elapsed, Notes};
+
+/// A request as it travels through the layers.
+pub type Request = http::Request<crate::body::Body>;
+/// A response as it travels back.
+pub type Response = http::Response<crate::body::Body>;
+
+/// One request's context: cheap to clone, shared by the request, its response body and its record.
+#[derive(Clone, Debug)]
+pub struct RequestContext(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    id: RequestId,
+    connection: Arc<Connection>,
+    client: Option<IpAddr>,
+    received_at: Instant,
+    notes: Notes,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.connection.request_ends();
+    }
+}
+
+impl RequestContext {
+    /// Begins a request that was received now. `client` is the address that limits and logs use. The request counts
+    /// as active on its connection until the last clone is dropped.
+    #[must_use]
+    pub fn new(id: RequestId, connection: Arc<Connection>, client: Option<IpAddr>) -> Self {
+        connection.request_begins();
+        Self(Arc::new(Inner { id, connection, client, received_at: Instant::now(), notes: Notes::default() }))
+    }
+
+    /// The request's id.
+    #[must_use]
+    pub fn id(&self) -> RequestId {
+        self.0.id
+    }
+
+    /// The connection it came on.
+    #[must_use]
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.0.connection
+    }
+
+    /// The client's address, seen through trusted proxies; none on unix sockets.
+    #[must_use]
+    pub fn client(&self) -> Option<IpAddr> {
+        self.0.client
+    }
+
+    /// When its head was complete.
+    #[must_use]
+    pub fn received_at(&self) -> Instant {
+        self.0.received_at
+    }
+
+    /// The notes that layers leave for the record.
+    #[must_use]
+    pub fn notes(&self) -> &Notes {
+        &self.0.notes
+    }
+}
+
+/// What a request asks for: the target's authority, or else the `Host` field (RFC 9112, section 3.2.2). Everything
+/// that looks at the host looks here, so that no two parts see two hosts.
+#[must_use]
+pub fn asked_authority<'a>(target: &'a Uri, headers: &'a HeaderMap) -> &'a str {
+    let field = || headers.get(HOST).and_then(|host| host.to_str().ok());
+    target.authority().map(Authority::as_str).or_else(field).unwrap_or_default()
+}
+
+/// The host of an authority, its port cut off; an IPv6 address keeps its brackets.
+#[must_use]
+pub fn without_port(authority: &str) -> &str {
+    match authority.rfind(':') {
+        Some(at) if !authority.get(at..).is_some_and(|rest| rest.contains(']')) => {
+            authority.get(..at).unwrap_or(authority)
+        }
+        _ => authority,
+    }
+}

@@ -1,0 +1,90 @@
+//! What layers write down about an exchange for its record.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::TraceId;
+use crate::error::Reason;
+
+/// Facts that layers write down for the access log and the metrics. Each is written at most once per attempt.
+#[derive(Debug, Default)]
+pub struct Notes {
+    /// The trace it belongs to.
+    pub trace: OnceLock<TraceId>,
+    /// Name of the route.
+    pub route: OnceLock<Arc<str>>,
+    /// Name of the upstream.
+    pub upstream: OnceLock<Arc<str>>,
+    /// Address of the endpoint that answered.
+    pub endpoint: OnceLock<Arc<str>>,
+    /// Time in the waiting queue.
+    pub queued: Elapsed,
+    /// From the request's receipt to the upstream's response head.
+    pub first_byte: Elapsed,
+    /// How long the client may take nothing of the response; the connection's own time when never written.
+    pub stall: Elapsed,
+    reason: FirstReason,
+}
+
+impl Notes {
+    /// Notes why the request ended as it did; the first word stands.
+    pub fn set_reason(&self, reason: Reason) {
+        self.reason.set(reason);
+    }
+
+    /// Why the request ended as it did; none when all went well.
+    #[must_use]
+    pub fn reason(&self) -> Option<Reason> {
+        self.reason.get()
+    }
+}
+
+/// A reason that may be given from any thread; the first one stands.
+#[derive(Debug, Default)]
+pub(super) struct FirstReason(AtomicU8);
+
+impl FirstReason {
+    pub(super) fn set(&self, reason: Reason) {
+        let index = Reason::ALL.iter().position(|known| *known == reason).unwrap_or(0);
+        let code = u8::try_from(index + 1).unwrap_or(u8::MAX);
+        let _ = self.0.compare_exchange(0, code, Relaxed, Relaxed);
+    }
+
+    pub(super) fn get(&self) -> Option<Reason> {
+        let code = usize::from(self.0.load(Relaxed));
+        Reason::ALL.get(code.checked_sub(1)?).copied()
+    }
+}
+
+/// A duration that may be written once from any thread, in microseconds.
+#[derive(Debug, Default)]
+pub struct Elapsed(AtomicU64);
+
+impl Elapsed {
+    /// Writes it down.
+    pub fn set(&self, elapsed: Duration) {
+        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX - 1);
+        self.0.store(micros.saturating_add(1), Relaxed);
+    }
+
+    /// Reads it; none when never written.
+    #[must_use]
+    pub fn get(&self) -> Option<Duration> {
+        self.0.load(Relaxed).checked_sub(1).map(Duration::from_micros)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_reason_stands() {
+        let notes = Notes::default();
+        assert_eq!(notes.reason(), None);
+        notes.set_reason(Reason::QueueFull);
+        notes.set_reason(Reason::ClientGone);
+        assert_eq!(notes.reason(), Some(Reason::QueueFull));
+    }
+}
