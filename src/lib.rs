@@ -36,5 +36,6 @@ pub mod body;
 pub mod context;
 pub mod entropy;
 pub mod error;
+pub mod metrics;
 pub mod tasks;
 pub mod tls;
