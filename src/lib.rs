@@ -34,6 +34,7 @@
 
 pub mod body;
 pub mod context;
+pub mod control;
 pub mod entropy;
 pub mod error;
 pub mod metrics;

@@ -1,0 +1,371 @@
+//! The ledger of one upstream: credits of its endpoints, and the bounded queue in front of all of them.
+//!
+//! An endpoint has credits and a request needs one. Whatever protects the endpoint does nothing else than call
+//! [`Ledger::set_limit`]; the ledger never asks why. A limit below what is in use takes effect as credits come back.
+//!
+//! Invariant: while somebody waits for a class, no endpoint has a free credit of that class. So nobody overtakes the
+//! queue, and a credit that comes back goes to the one who waited longest.
+
+use std::collections::VecDeque;
+
+/// The two kinds of credit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// A request with one answer.
+    Unary,
+    /// An event stream, an upgrade or a gRPC stream: something that lasts.
+    Stream,
+}
+
+/// A credit that is out: it must come back by [`Ledger::release`], once.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Slot {
+    endpoint: usize,
+    class: Class,
+}
+
+impl Slot {
+    /// The endpoint it is good for.
+    #[must_use]
+    pub fn endpoint(&self) -> usize {
+        self.endpoint
+    }
+
+    /// The class it is taken from.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        self.class
+    }
+}
+
+/// Names a place in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(u64);
+
+/// What [`Ledger::acquire`] says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer<W> {
+    /// Go ahead.
+    Granted(Slot),
+    /// All credits are out; the waiter stands in the queue.
+    Queued(Ticket),
+    /// All credits are out and the queue is full; the waiter comes back.
+    Full(W),
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    limit: usize,
+    used: usize,
+}
+
+impl Account {
+    fn has_room(self) -> bool {
+        self.used < self.limit
+    }
+}
+
+/// The accounts of one class, one for each endpoint, and those who wait for one.
+#[derive(Debug)]
+struct Ward<W> {
+    accounts: Vec<Account>,
+    /// Where the round robin goes on.
+    next: usize,
+    queue: VecDeque<(Ticket, W)>,
+}
+
+impl<W> Ward<W> {
+    fn new(endpoints: usize, limit: usize) -> Self {
+        Self { accounts: vec![Account { limit, used: 0 }; endpoints], next: 0, queue: VecDeque::new() }
+    }
+
+    /// Takes a credit from the next endpoint in turn that has one.
+    fn take(&mut self) -> Option<usize> {
+        let count = self.accounts.len();
+        let (endpoint, account) = (self.next..count)
+            .chain(0..self.next)
+            .find_map(|at| self.accounts.get(at).filter(|account| account.has_room()).map(|account| (at, *account)))?;
+        *self.accounts.get_mut(endpoint)? = Account { used: account.used + 1, ..account };
+        self.next = if endpoint + 1 == count { 0 } else { endpoint + 1 };
+        Some(endpoint)
+    }
+}
+
+/// See the module's text. `W` is whatever wakes a waiter.
+#[derive(Debug)]
+pub struct Ledger<W> {
+    unary: Ward<W>,
+    /// None: streams take unary credits.
+    streams: Option<Ward<W>>,
+    max_waiting: usize,
+    tickets: u64,
+}
+
+impl<W> Ledger<W> {
+    /// A ledger in which each of `endpoints` has `in_flight` unary credits and `streams` stream credits, and at most
+    /// `max_waiting` wait, both classes together.
+    #[must_use]
+    pub fn new(endpoints: usize, in_flight: usize, streams: Option<usize>, max_waiting: usize) -> Self {
+        Self {
+            unary: Ward::new(endpoints, in_flight),
+            streams: streams.map(|limit| Ward::new(endpoints, limit)),
+            max_waiting,
+            tickets: 0,
+        }
+    }
+
+    /// Asks for a credit of any endpoint. `waiter` is made only when there is none.
+    pub fn acquire(&mut self, class: Class, waiter: impl FnOnce() -> W) -> Answer<W> {
+        let class = self.effective(class);
+        if let Some(endpoint) = self.ward(class).take() {
+            return Answer::Granted(Slot { endpoint, class });
+        }
+        if self.waiting() >= self.max_waiting {
+            return Answer::Full(waiter());
+        }
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.ward(class).queue.push_back((ticket, waiter()));
+        Answer::Queued(ticket)
+    }
+
+    /// Takes a credit back. Ask [`Ledger::grant`] afterwards.
+    pub fn release(&mut self, slot: &Slot) {
+        if let Some(account) = self.ward(slot.class).accounts.get_mut(slot.endpoint) {
+            account.used = account.used.saturating_sub(1);
+        }
+    }
+
+    /// Gives a free credit to the one who waited longest, if there are both. Ask until it says none.
+    pub fn grant(&mut self) -> Option<(W, Slot)> {
+        for class in [Class::Unary, Class::Stream] {
+            if self.effective(class) != class || self.ward(class).queue.is_empty() {
+                continue;
+            }
+            if let Some(endpoint) = self.ward(class).take()
+                && let Some((_, waiter)) = self.ward(class).queue.pop_front()
+            {
+                return Some((waiter, Slot { endpoint, class }));
+            }
+        }
+        None
+    }
+
+    /// Leaves the queue. False when the ticket has been served or has left before.
+    pub fn leave(&mut self, ticket: Ticket) -> bool {
+        [Some(&mut self.unary), self.streams.as_mut()].into_iter().flatten().any(|ward| {
+            let place = ward.queue.binary_search_by_key(&ticket, |(waiting, _)| *waiting);
+            place.is_ok_and(|at| ward.queue.remove(at).is_some())
+        })
+    }
+
+    /// Exchanges a unary credit for a stream credit of the same endpoint: the request has turned out to last. When
+    /// no stream credit is free the unary one stays out, so that never more runs than both limits together allow.
+    pub fn exchange(&mut self, slot: &mut Slot) {
+        let Some(account) = self.streams.as_mut().and_then(|ward| ward.accounts.get_mut(slot.endpoint)) else { return };
+        if slot.class == Class::Unary && account.has_room() {
+            account.used += 1;
+            self.release(slot);
+            slot.class = Class::Stream;
+        }
+    }
+
+    /// Sets how many credits an endpoint has. Ask [`Ledger::grant`] afterwards.
+    pub fn set_limit(&mut self, endpoint: usize, class: Class, limit: usize) {
+        if self.effective(class) == class
+            && let Some(account) = self.ward(class).accounts.get_mut(endpoint)
+        {
+            account.limit = limit;
+        }
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.unary.queue.len() + self.streams.as_ref().map_or(0, |ward| ward.queue.len())
+    }
+
+    /// How many credits of a class are out, over all endpoints.
+    #[must_use]
+    pub fn used(&self, class: Class) -> usize {
+        let ward = if class == Class::Unary { Some(&self.unary) } else { self.streams.as_ref() };
+        ward.map_or(0, |ward| ward.accounts.iter().map(|account| account.used).sum())
+    }
+
+    /// The class whose accounts are used for `class`.
+    fn effective(&self, class: Class) -> Class {
+        if self.streams.is_some() { class } else { Class::Unary }
+    }
+
+    fn ward(&mut self, class: Class) -> &mut Ward<W> {
+        match (class, &mut self.streams) {
+            (Class::Stream, Some(streams)) => streams,
+            _ => &mut self.unary,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn granted(answer: Answer<u32>) -> Slot {
+        match answer {
+            Answer::Granted(slot) => slot,
+            other => panic!("expected a credit, got {other:?}"),
+        }
+    }
+
+    fn queued(answer: Answer<u32>) -> Ticket {
+        match answer {
+            Answer::Queued(ticket) => ticket,
+            other => panic!("expected a place in the queue, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn endpoints_take_turns_and_full_ones_are_passed_over() {
+        let mut ledger = Ledger::new(3, 2, None, 0);
+        let order: Vec<_> = (0..4).map(|n| granted(ledger.acquire(Class::Unary, || n)).endpoint()).collect();
+        assert_eq!(order, [0, 1, 2, 0]);
+        ledger.set_limit(1, Class::Unary, 1);
+        assert_eq!(granted(ledger.acquire(Class::Unary, || 9)).endpoint(), 2);
+        assert_eq!(ledger.acquire(Class::Unary, || 10), Answer::Full(10));
+    }
+
+    #[test]
+    fn a_returned_credit_goes_to_the_longest_wait() {
+        let mut ledger = Ledger::new(1, 1, None, 2);
+        let slot = granted(ledger.acquire(Class::Unary, || 0));
+        queued(ledger.acquire(Class::Unary, || 1));
+        queued(ledger.acquire(Class::Unary, || 2));
+        assert_eq!(ledger.acquire(Class::Unary, || 3), Answer::Full(3));
+        assert!(ledger.grant().is_none());
+        ledger.release(&slot);
+        let (waiter, slot) = ledger.grant().expect("a credit is free");
+        assert_eq!(waiter, 1);
+        assert!(ledger.grant().is_none());
+        ledger.release(&slot);
+        assert_eq!(ledger.grant().expect("a credit is free").0, 2);
+    }
+
+    #[test]
+    fn one_who_left_is_not_served() {
+        let mut ledger = Ledger::new(1, 1, None, 9);
+        let slot = granted(ledger.acquire(Class::Unary, || 0));
+        let first = queued(ledger.acquire(Class::Unary, || 1));
+        queued(ledger.acquire(Class::Unary, || 2));
+        assert!(ledger.leave(first));
+        assert!(!ledger.leave(first));
+        ledger.release(&slot);
+        assert_eq!(ledger.grant().expect("a credit is free").0, 2);
+    }
+
+    #[test]
+    fn a_stream_waits_for_streams_and_does_not_block_others() {
+        let mut ledger = Ledger::new(1, 1, Some(1), 9);
+        let stream = granted(ledger.acquire(Class::Stream, || 0));
+        queued(ledger.acquire(Class::Stream, || 1));
+        let unary = granted(ledger.acquire(Class::Unary, || 2));
+        ledger.release(&unary);
+        assert!(ledger.grant().is_none());
+        ledger.release(&stream);
+        assert_eq!(ledger.grant().expect("a credit is free").0, 1);
+    }
+
+    #[test]
+    fn a_request_that_turns_out_to_last_frees_its_unary_credit() {
+        let mut ledger = Ledger::new(1, 1, Some(1), 9);
+        let mut first = granted(ledger.acquire(Class::Unary, || 0));
+        ledger.exchange(&mut first);
+        assert_eq!(first.class(), Class::Stream);
+        let mut second = granted(ledger.acquire(Class::Unary, || 1));
+        ledger.exchange(&mut second);
+        assert_eq!(second.class(), Class::Unary, "no stream credit was free, so the unary one stays out");
+        queued(ledger.acquire(Class::Unary, || 2));
+    }
+
+    #[test]
+    fn a_lowered_limit_holds_as_credits_come_back() {
+        let mut ledger = Ledger::new(1, 2, None, 9);
+        let slots = [granted(ledger.acquire(Class::Unary, || 0)), granted(ledger.acquire(Class::Unary, || 1))];
+        queued(ledger.acquire(Class::Unary, || 2));
+        ledger.set_limit(0, Class::Unary, 1);
+        ledger.release(&slots[0]);
+        assert!(ledger.grant().is_none());
+        ledger.release(&slots[1]);
+        assert!(ledger.grant().is_some());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Acquire(bool),
+        Release(usize),
+        Exchange(usize),
+        Leave(usize),
+        Limit(usize, bool, usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => any::<bool>().prop_map(Step::Acquire),
+            3 => any::<usize>().prop_map(Step::Release),
+            1 => any::<usize>().prop_map(Step::Exchange),
+            1 => any::<usize>().prop_map(Step::Leave),
+            1 => (any::<usize>(), any::<bool>(), 0_usize..6).prop_map(|(at, stream, n)| Step::Limit(at, stream, n)),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens: what is out never exceeds the highest limits, the queue keeps its bound, nobody waits
+        /// beside a free credit, and when all is given back nothing is out.
+        #[test]
+        fn the_books_balance(steps in proptest::collection::vec(step(), 1..200)) {
+            let mut ledger = Ledger::new(2, 3, Some(2), 4);
+            let (mut slots, mut tickets) = (Vec::new(), Vec::new());
+            // By class and endpoint.
+            let mut highest = [[3_usize; 2], [2; 2]];
+            for step in steps {
+                match step {
+                    Step::Acquire(stream) => {
+                        match ledger.acquire(if stream { Class::Stream } else { Class::Unary }, || ()) {
+                            Answer::Granted(slot) => slots.push(slot),
+                            Answer::Queued(ticket) => tickets.push(ticket),
+                            Answer::Full(()) => {}
+                        }
+                    }
+                    Step::Release(n) if !slots.is_empty() => {
+                        let slot = slots.swap_remove(n % slots.len());
+                        ledger.release(&slot);
+                    }
+                    Step::Exchange(n) if !slots.is_empty() => {
+                        let at = n % slots.len();
+                        ledger.exchange(&mut slots[at]);
+                    }
+                    Step::Leave(n) if !tickets.is_empty() => {
+                        ledger.leave(tickets.swap_remove(n % tickets.len()));
+                    }
+                    Step::Limit(n, stream, limit) => {
+                        let known = &mut highest[usize::from(stream)][n % 2];
+                        *known = limit.max(*known);
+                        ledger.set_limit(n % 2, if stream { Class::Stream } else { Class::Unary }, limit);
+                    }
+                    _ => {}
+                }
+                while let Some(((), slot)) = ledger.grant() {
+                    slots.push(slot);
+                }
+                for (at, class) in [Class::Unary, Class::Stream].into_iter().enumerate() {
+                    prop_assert!(ledger.used(class) <= highest[at].iter().sum());
+                    prop_assert_eq!(ledger.used(class), slots.iter().filter(|slot| slot.class() == class).count());
+                }
+                prop_assert!(ledger.waiting() <= 4);
+            }
+            for slot in slots.drain(..) {
+                ledger.release(&slot);
+            }
+            prop_assert_eq!(ledger.used(Class::Unary) + ledger.used(Class::Stream), 0);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Decisions, and nothing else: no io, no task, no clock (`now` is an argument), so that every rule can be tested by
+//! plain calls.
+//!
+//! | file | decides |
+//! |---|---|
+//! | [`credits`] | who gets a credit of which endpoint now, who waits, who is refused |
+//! | [`key_store`] | which of many rate-limited keys are remembered in bounded memory |
+//! | [`drain_rate`] | when a refused client should come back |
+
+pub mod credits;
+pub mod drain_rate;
+pub mod key_store;
