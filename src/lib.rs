@@ -32,6 +32,7 @@
 //! Every layer is a Tower layer over [`context::Request`] and [`context::Response`] and is always ready: what waits,
 //! waits inside `call`, where it is bounded in count and time.
 
+pub mod access_log;
 pub mod body;
 pub mod context;
 pub mod control;
