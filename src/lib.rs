@@ -38,6 +38,7 @@ pub mod context;
 pub mod control;
 pub mod entropy;
 pub mod error;
+pub mod layers;
 pub mod metrics;
 pub mod tasks;
 pub mod tls;

@@ -1,0 +1,122 @@
+//! Answers of the proxy itself: a fixed response, or a redirect. They stand where the upstream would.
+
+use std::future::{Ready, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::header::{CONTENT_TYPE, LOCATION};
+use http::{HeaderValue, StatusCode};
+use tower_service::Service;
+
+use crate::body::Body;
+use crate::context::{Request, Response, asked_authority, without_port};
+use crate::error::{ProxyError, Reason};
+
+/// Gives every request the same answer.
+#[derive(Clone, Debug)]
+pub struct Respond {
+    status: StatusCode,
+    content_type: HeaderValue,
+    body: Arc<str>,
+}
+
+impl Respond {
+    /// A service that answers so.
+    #[must_use]
+    pub fn new(status: StatusCode, content_type: HeaderValue, body: Arc<str>) -> Self {
+        Self { status, content_type, body }
+    }
+}
+
+impl Service<Request> for Respond {
+    type Response = Response;
+    type Error = ProxyError;
+    type Future = Ready<Result<Response, ProxyError>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _request: Request) -> Self::Future {
+        let mut response = Response::new(Body::full(bytes::Bytes::copy_from_slice(self.body.as_bytes())));
+        *response.status_mut() = self.status;
+        if !self.body.is_empty() {
+            response.headers_mut().insert(CONTENT_TYPE, self.content_type.clone());
+        }
+        ready(Ok(response))
+    }
+}
+
+/// Sends the client elsewhere; `{host}`, `{path}` and `{query}` in the target stand for the request's own, the query
+/// with its question mark.
+#[derive(Clone, Debug)]
+pub struct Redirect {
+    status: StatusCode,
+    to: Arc<str>,
+}
+
+impl Redirect {
+    /// A service that redirects to `to`.
+    #[must_use]
+    pub fn new(status: StatusCode, to: Arc<str>) -> Self {
+        Self { status, to }
+    }
+
+    fn location(&self, request: &Request) -> Option<HeaderValue> {
+        let uri = request.uri();
+        let host = without_port(asked_authority(uri, request.headers()));
+        let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        let target = self.to.replace("{host}", host).replace("{path}", uri.path()).replace("{query}", &query);
+        HeaderValue::try_from(target).ok()
+    }
+}
+
+impl Service<Request> for Redirect {
+    type Response = Response;
+    type Error = ProxyError;
+    type Future = Ready<Result<Response, ProxyError>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let Some(location) = self.location(&request) else { return ready(Err(Reason::BadRequest.into())) };
+        let mut response = Response::default();
+        *response.status_mut() = self.status;
+        response.headers_mut().insert(LOCATION, location);
+        ready(Ok(response))
+    }
+}
+
+/// Refuses every request with one reason: what stands behind no route.
+#[derive(Clone, Copy, Debug)]
+pub struct Refuse(pub Reason);
+
+impl Service<Request> for Refuse {
+    type Response = Response;
+    type Error = ProxyError;
+    type Future = Ready<Result<Response, ProxyError>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _request: Request) -> Self::Future {
+        ready(Err(self.0.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_redirect_fills_in_what_was_asked_for() {
+        let mut redirect = Redirect::new(StatusCode::PERMANENT_REDIRECT, "https://{host}{path}{query}".into());
+        let request = http::Request::get("/a/b?c=d").header("host", "example.com:8080");
+        let response = redirect.call(request.body(Body::empty()).expect("valid")).await.expect("a response");
+        assert_eq!(response.status(), 308);
+        assert_eq!(response.headers()[LOCATION], "https://example.com/a/b?c=d");
+    }
+}
