@@ -42,3 +42,4 @@ pub mod layers;
 pub mod metrics;
 pub mod tasks;
 pub mod tls;
+pub mod upstream;

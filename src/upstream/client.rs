@@ -1,0 +1,184 @@
+//! Sends one request to one endpoint.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::UPGRADE;
+use http::{Method, StatusCode};
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use super::connect::{Connector, Version};
+use super::failure::{self, Upload, UploadFailed};
+use super::first_byte::FirstByte;
+use super::pool::{Lease, Pool, PoolStats, UntilEnd, UpgradeGuard};
+use super::settings::{EndpointSettings, Settings};
+use super::target::Target;
+use super::tls::ClientError;
+use crate::body::Body;
+use crate::context::{Request, Response};
+use crate::error::{ProxyError, Reason};
+
+#[cfg(test)]
+mod tests;
+
+/// Stale connections that one request may meet before all idle ones are closed.
+const MOST_STALE: usize = 3;
+
+/// One endpoint's connections.
+pub struct Client {
+    pub(super) pool: Arc<Pool>,
+    target: Target,
+    /// None while TLS has the choice.
+    version: Option<Version>,
+}
+
+/// Keeps an upgraded connection counted against its endpoint. In the extensions of a 101 response; whoever tunnels
+/// holds it as long as the tunnel stands.
+#[derive(Clone)]
+pub struct UpgradeLease {
+    /// Held for its drop.
+    _guard: Arc<UpgradeGuard>,
+}
+
+/// Why an exchange ended without a response head.
+enum Failure {
+    /// The upstream has not seen the request; here it is again.
+    Unsent(Box<Request>, hyper::Error),
+    Failed(ProxyError),
+}
+
+impl Client {
+    /// A client of one endpoint. Reads the files that TLS needs; opens no connection.
+    pub fn new(settings: &Settings, endpoint: &EndpointSettings) -> Result<Arc<Self>, ClientError> {
+        let target = Target::new(&endpoint.address, &settings.host)?;
+        let connector = Connector::new(settings, endpoint)?;
+        let version = connector.version();
+        Ok(Arc::new(Self { pool: Pool::new(connector, settings), target, version }))
+    }
+
+    /// Sends a request and waits for the response's head; `first_byte` bounds that wait, from the last byte of the
+    /// request that was sent. The response's body gives the connection back when it ends.
+    ///
+    /// The request must be free of hop-by-hop fields, other than `Upgrade` and its `Connection`. Dropping this future,
+    /// or the body of the response, cancels the call upstream.
+    pub async fn send(&self, mut request: Request, first_byte: Option<Duration>) -> Result<Response, ProxyError> {
+        let upgrade = request.headers().contains_key(UPGRADE);
+        if upgrade && self.version == Some(Version::Http2) {
+            return Err(ProxyError::new(Reason::UpgradeFailed, "h2 cannot switch protocols"));
+        }
+        // Where TLS has the choice, such a request gets a connection that can.
+        let http1 = upgrade && self.version.is_none();
+        let is_head = request.method() == Method::HEAD;
+        for stale in 0..=MOST_STALE {
+            if stale == MOST_STALE {
+                self.pool.close_idle();
+            }
+            let mut lease = self.pool.checkout(http1).await?;
+            match self.exchange(&mut lease, request, first_byte).await {
+                Ok(response) => return answer(lease, response, upgrade, is_head),
+                // Going stale while idle is nobody's fault, and a refusal is the peer's word that it is safe.
+                Err(Failure::Unsent(unsent, error))
+                    if stale < MOST_STALE && (lease.is_reused() || failure::is_unprocessed(&error)) =>
+                {
+                    request = *unsent;
+                }
+                // A new connection that takes no request is as good as none.
+                Err(Failure::Unsent(_, error)) => return Err(ProxyError::new(Reason::ConnectFailed, error)),
+                Err(Failure::Failed(error)) => return Err(error),
+            }
+        }
+        Err(Reason::Internal.into())
+    }
+
+    /// The connections' state and counts.
+    #[must_use]
+    pub fn stats(&self) -> PoolStats {
+        self.pool.stats()
+    }
+
+    async fn exchange(
+        &self,
+        lease: &mut Lease,
+        mut request: Request,
+        first_byte: Option<Duration>,
+    ) -> Result<http::Response<Incoming>, Failure> {
+        let mut upload = None;
+        let mut spare = None;
+        if let Some(stream) = lease.stream().map(Arc::clone) {
+            self.target.absolute_form(&mut request).map_err(Failure::Failed)?;
+            if request.body().is_end_stream() {
+                spare = Some(Box::new(without_body(&request)));
+            } else {
+                let failed = UploadFailed::default();
+                upload = Some(failed.clone());
+                request = request.map(|body| body.watch(Box::new(Upload { failed, _guard: stream })));
+            }
+        } else {
+            self.target.origin_form(&mut request).map_err(Failure::Failed)?;
+        }
+        let (first_byte, request) = FirstByte::watch(first_byte, request);
+        let sent = lease.send(request, &first_byte).await;
+        let late = || if first_byte.awaits_client() { Reason::RequestIncomplete } else { Reason::FirstByteTimeout };
+        let sent = sent.ok_or_else(|| Failure::Failed(late().into()))?;
+        sent.map_err(|mut error| {
+            let unsent = error.take_message().map(Box::new);
+            let error = error.into_error();
+            let repeat = if failure::is_unprocessed(&error) { spare } else { None };
+            match unsent.or(repeat) {
+                Some(request) => Failure::Unsent(request, error),
+                None if upload.is_some_and(|upload| upload.get()) => {
+                    Failure::Failed(ProxyError::new(Reason::RequestIncomplete, error))
+                }
+                None => Failure::Failed(ProxyError::new(failure::reason(&error), error)),
+            }
+        })
+    }
+}
+
+/// hyper keeps what it is given, and a refused stream does not return it: so h2 requests without a body are copied.
+fn without_body(request: &Request) -> Request {
+    let mut copy = http::Request::new(Body::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+/// Ties the connection to what is still to come of the response.
+fn answer(
+    lease: Lease,
+    response: http::Response<Incoming>,
+    upgrade: bool,
+    is_head: bool,
+) -> Result<Response, ProxyError> {
+    let (mut parts, body) = response.into_parts();
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        let guard = if upgrade { lease.upgrade() } else { None };
+        let guard = guard.ok_or_else(|| ProxyError::new(Reason::UpstreamProtocol, "101 was not asked for"))?;
+        parts.extensions.insert(UpgradeLease { _guard: Arc::new(guard) });
+        return Ok(Response::from_parts(parts, Body::empty()));
+    }
+    // Nothing more to read: the next request need not wait until the client has read this head. The length in an
+    // answer to HEAD is no promise of bytes, and on h2 hyper would miss them.
+    if is_head || body.is_end_stream() {
+        lease.finish();
+        return Ok(Response::from_parts(parts, Body::empty()));
+    }
+    let body = Body::from(body).watch(Box::new(UntilEnd::new(lease)));
+    Ok(Response::from_parts(parts, body))
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for UpgradeLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpgradeLease").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,136 @@
+//! The clock of an answer's beginning.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use http_body::Body as _;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::body::{End, Watch};
+use crate::context::Request;
+
+/// A timer that a connection keeps for all its requests: moving a timer that is set costs a fraction of setting one.
+pub(super) type Clock = Option<Pin<Box<Sleep>>>;
+
+/// How long an upstream may take to begin its answer. It counts from the last bytes of the request that were taken,
+/// so that a long upload is no fault of the upstream.
+pub(super) struct FirstByte {
+    limit: Option<Duration>,
+    /// None without a request body.
+    upload: Option<Arc<Progress>>,
+}
+
+struct Progress {
+    began: Instant,
+    millis: AtomicU64,
+    /// More is wanted than the client has sent.
+    is_awaited: AtomicBool,
+}
+
+struct Upload(Arc<Progress>);
+
+impl Watch for Upload {
+    fn data(&mut self, _bytes: &[u8]) {
+        let elapsed = self.0.began.elapsed().as_millis();
+        self.0.millis.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Relaxed);
+        self.0.is_awaited.store(false, Relaxed);
+    }
+
+    fn waits(&mut self) {
+        self.0.is_awaited.store(true, Relaxed);
+    }
+
+    fn end(&mut self, _end: End) {
+        self.0.is_awaited.store(false, Relaxed);
+    }
+}
+
+impl FirstByte {
+    /// Begins to watch what is sent of `request`.
+    pub(super) fn watch(limit: Option<Duration>, mut request: Request) -> (Self, Request) {
+        let mut upload = None;
+        if limit.is_some() && !request.body().is_end_stream() {
+            let progress = Arc::new(Progress {
+                began: Instant::now(),
+                millis: AtomicU64::new(0),
+                is_awaited: AtomicBool::new(false),
+            });
+            upload = Some(Arc::clone(&progress));
+            request = request.map(|body| body.watch(Box::new(Upload(progress))));
+        }
+        (Self { limit, upload }, request)
+    }
+
+    /// Whether the upstream would take more of the request than the client has sent: then it is the client that is
+    /// late.
+    pub(super) fn awaits_client(&self) -> bool {
+        self.upload.as_ref().is_some_and(|progress| progress.is_awaited.load(Relaxed))
+    }
+
+    /// Ends when the answer should have begun; never without a limit.
+    pub(super) async fn overdue(&self, clock: &mut Clock) {
+        let Some(limit) = self.limit else { return std::future::pending().await };
+        let mut until = Instant::now() + limit;
+        loop {
+            let clock = clock.get_or_insert_with(|| Box::pin(sleep_until(until)));
+            clock.as_mut().reset(until);
+            clock.as_mut().await;
+            match self.upload.as_deref().map(Progress::last) {
+                Some(last) if last + limit > Instant::now() => until = last + limit,
+                _ => return,
+            }
+        }
+    }
+}
+
+impl Progress {
+    fn last(&self) -> Instant {
+        self.began + Duration::from_millis(self.millis.load(Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::body::Body;
+    use bytes::Bytes;
+    use http_body_util::{BodyExt as _, channel::Channel};
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    #[tokio::test(start_paused = true)]
+    async fn it_counts_from_the_last_byte_of_the_request() {
+        let (mut sender, channel) = Channel::<Bytes, std::io::Error>::new(1);
+        let (first_byte, request) = FirstByte::watch(Some(LIMIT), http::Request::new(Body::boxed(channel)));
+        let mut body = request.into_body();
+        let began = Instant::now();
+        let uploading = async {
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_secs(8)).await;
+                sender.send_data(Bytes::from_static(b"part")).await.expect("room");
+                body.frame().await.expect("a frame").expect("data");
+            }
+            std::future::pending::<()>().await;
+        };
+        let mut clock = None;
+        tokio::select! {
+            () = uploading => unreachable!("it waits"),
+            () = first_byte.overdue(&mut clock) => {}
+        }
+        assert_eq!(began.elapsed(), Duration::from_secs(5 * 8) + LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_serves_request_after_request() {
+        let mut clock = None;
+        for _ in 0..3 {
+            let (first_byte, _) = FirstByte::watch(Some(LIMIT), Request::default());
+            let began = Instant::now();
+            first_byte.overdue(&mut clock).await;
+            assert_eq!(began.elapsed(), LIMIT);
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        }
+    }
+}

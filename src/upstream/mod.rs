@@ -1,0 +1,38 @@
+//! What stands behind the proxy: endpoints, their credits, and the connections to them.
+//!
+//! | file | does |
+//! |---|---|
+//! | `settings.rs` | what is set for one upstream |
+//! | `service.rs` | [`Upstream`] as services: admission above, the attempt below |
+//! | `admission.rs` | [`Admission`]: credits, and the one queue in front of all endpoints |
+//! | `client.rs` | [`Client`]: sends one request to one endpoint |
+//! | `target.rs` | the form a request has on each version of HTTP |
+//! | `first_byte.rs` | the clock of an answer's beginning |
+//! | `failure.rs` | which [`Reason`](crate::error::Reason) a failed exchange has |
+//! | `pool/` | the endpoint's connections: idle, shared, waited for |
+//! | `handshake.rs` | starts HTTP on a stream, with bounded buffers |
+//! | `connect.rs`, `tls.rs`, `io.rs` | open the stream |
+
+mod admission;
+mod client;
+mod connect;
+mod failure;
+mod first_byte;
+mod handshake;
+mod io;
+mod pool;
+mod service;
+mod settings;
+mod target;
+#[cfg(test)]
+mod testing;
+mod tls;
+
+pub use admission::{Admission, Credit};
+pub use client::{Client, UpgradeLease};
+pub use pool::PoolStats;
+pub use service::{AdmissionLayer, Admit, Admitted, Attempt, Upstream};
+pub use settings::{
+    Address, EndpointSettings, HostPolicy, Limit, Pool, Protocol, Queue, Scheme, Settings, Timeouts, Tls,
+};
+pub use tls::ClientError;

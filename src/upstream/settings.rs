@@ -1,0 +1,217 @@
+//! What is set for one upstream. Built by `config`, read by everything in this folder.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::uri::Authority;
+
+/// One upstream: a named pool of endpoints that serve the same thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Its name in the configuration, in logs and in metrics.
+    pub name: Arc<str>,
+    /// At least one.
+    pub endpoints: Vec<EndpointSettings>,
+    /// Which version of HTTP is spoken.
+    pub protocol: Protocol,
+    /// What goes into `Host` and `:authority`.
+    pub host: HostPolicy,
+    /// How much is let through to each endpoint.
+    pub limit: Limit,
+    /// How many wait in front of all endpoints, and how long.
+    pub queue: Queue,
+    /// The clocks of a call.
+    pub timeout: Timeouts,
+    /// Bounds of the connection pool, per endpoint.
+    pub pool: Pool,
+    /// TLS towards the endpoints that use it.
+    pub tls: Tls,
+    /// Bytes a stream may hold in user memory in one direction; sets hyper's buffers and the h2 stream window.
+    pub buffer: usize,
+}
+
+/// Where an endpoint is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSettings {
+    /// The address as written, without secrets: for logs and metrics.
+    pub label: Arc<str>,
+    /// How it is reached.
+    pub address: Address,
+}
+
+/// How an endpoint is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// `http://` (HTTP/1.1), `h2c://` (HTTP/2 by prior knowledge) or `https://`.
+    Tcp {
+        /// Host and port; the port is the scheme's default when absent.
+        authority: Authority,
+        /// Which of the three.
+        scheme: Scheme,
+    },
+    /// `unix:/path/to/socket`
+    Unix(PathBuf),
+}
+
+/// The scheme of a TCP endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// Plain, HTTP/1.1 unless `protocol` says otherwise.
+    Http,
+    /// TLS; ALPN chooses the version unless `protocol` fixes it.
+    Https,
+    /// Plain HTTP/2 by prior knowledge.
+    H2c,
+}
+
+/// Which version of HTTP an upstream is spoken to in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// By the endpoint's scheme, and by ALPN over TLS.
+    #[default]
+    Auto,
+    /// HTTP/1.1 only.
+    Http1,
+    /// HTTP/2 only.
+    Http2,
+}
+
+/// What an upstream sees as the request's host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HostPolicy {
+    /// What the client asked for.
+    #[default]
+    Keep,
+    /// The endpoint's own authority.
+    Endpoint,
+    /// A fixed one.
+    Fixed(Authority),
+}
+
+/// Credits of each endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Requests in flight at once, each held until its response body has ended.
+    pub in_flight: NonZeroUsize,
+    /// Event streams, upgrades and gRPC streams, counted apart. None: they count as requests in flight.
+    pub streams: Option<NonZeroUsize>,
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self { in_flight: NonZeroUsize::new(1024).unwrap_or(NonZeroUsize::MIN), streams: None }
+    }
+}
+
+/// The waiting queue of an upstream, in front of all its endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// How many may wait; 0 refuses at once when all credits are taken.
+    pub max: usize,
+    /// How long one may wait.
+    pub timeout: Duration,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self { max: 256, timeout: Duration::from_secs(1) }
+    }
+}
+
+/// The clocks of a call. An absent one is off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// DNS, TCP and TLS together, and waiting for a free connection.
+    pub connect: Duration,
+    /// From the request's head sent to the response's head.
+    pub first_byte: Option<Duration>,
+    /// Longest silence within a response body.
+    pub idle: Option<Duration>,
+    /// The whole exchange, from receipt to the last byte.
+    pub total: Option<Duration>,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(2),
+            first_byte: Some(Duration::from_secs(60)),
+            idle: Some(Duration::from_secs(120)),
+            total: None,
+        }
+    }
+}
+
+/// Bounds of the connection pool of one endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Connections at most, in use and idle together.
+    pub max_connections: NonZeroUsize,
+    /// Idle connections kept at most.
+    pub max_idle: usize,
+    /// An idle connection is closed after this time; keep it below the upstream's own keep-alive time.
+    pub idle_timeout: Duration,
+    /// h2 streams on one connection at most; the peer may allow fewer.
+    pub max_streams: NonZeroUsize,
+    /// The kernel's receive buffer for each connection; none: the kernel grows it.
+    pub receive_buffer: Option<usize>,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        let number = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
+        Self {
+            max_connections: number(1024),
+            max_idle: 128,
+            idle_timeout: Duration::from_secs(4),
+            max_streams: number(100),
+            receive_buffer: Some(64 * 1024),
+        }
+    }
+}
+
+/// TLS towards an upstream. The default trusts the system's roots and takes the server name from the address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM file of the authorities to trust instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// Certificate chain and key shown to the upstream, PEM files.
+    pub client: Option<(PathBuf, PathBuf)>,
+    /// The name to ask for and to verify, when it is not the address's host.
+    pub server_name: Option<String>,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Http1 => "h1",
+            Self::Http2 => "h2",
+        })
+    }
+}
+
+#[cfg(test)]
+impl Settings {
+    /// One plain endpoint and all defaults.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            name: "test".into(),
+            endpoints: vec![EndpointSettings {
+                label: "http://127.0.0.1:1".into(),
+                address: Address::Tcp { authority: Authority::from_static("127.0.0.1:1"), scheme: Scheme::Http },
+            }],
+            protocol: Protocol::Auto,
+            host: HostPolicy::Keep,
+            limit: Limit::default(),
+            queue: Queue::default(),
+            timeout: Timeouts::default(),
+            pool: Pool::default(),
+            tls: Tls::default(),
+            buffer: 16 * 1024,
+        }
+    }
+}
