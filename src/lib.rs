@@ -40,6 +40,7 @@ pub mod entropy;
 pub mod error;
 pub mod layers;
 pub mod metrics;
+pub mod stream;
 pub mod tasks;
 pub mod tls;
 pub mod upstream;
