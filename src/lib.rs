@@ -34,6 +34,7 @@
 
 pub mod access_log;
 pub mod body;
+pub mod config;
 pub mod context;
 pub mod control;
 pub mod entropy;

@@ -1,0 +1,290 @@
+//! The shape of the file: every table, key, type and default.
+
+use std::net::SocketAddr;
+
+use http::{HeaderName, Method};
+use ipnet::IpNet;
+
+use super::section::section;
+use super::values::{
+    File, Free, Located, Many, Name, Named, Number, OrAuto, OrOff, Rate, Size, Tables, Time, Tried, Wait,
+};
+use super::web::{FieldTest, FieldValue, Fields, Level, Prefix, Target};
+use super::{AccessLog, HostPattern, PathPattern};
+use crate::layers::rate_limit::Key;
+use crate::upstream::{EndpointSettings, HostPolicy, Protocol};
+
+const KIB: u32 = 1 << 10;
+const MIB: u32 = 1 << 20;
+
+/// A count that sizes something in memory.
+type Count = Number<1, 1_000_000>;
+
+section! {
+    /// The configuration of headworks.
+    Root "the file" {
+        /// The front door.
+        server: Server, default = {};
+        /// What is written about requests and events.
+        log: Log, default = {};
+        /// The port for metrics and health; absent, none is opened.
+        admin: Admin, optional;
+        /// How much one stream may hold, and how long its reader may stall.
+        stream: Stream, default = {};
+        /// The services behind the proxy, each with its endpoints and its limits.
+        upstream: Named<Upstream>, default = {};
+        /// What is done with which requests; with one upstream and no route, everything goes to it.
+        route: Tables<Route>, default = [];
+    }
+
+    /// The front door.
+    Server "[server]" {
+        /// Addresses for plain HTTP/1.1 and h2c; 127.0.0.1:8080 when no listener is declared either.
+        listen: Many<Located<SocketAddr>>, optional;
+        /// Worker threads; "auto" is one for each core.
+        threads: OrAuto<Number<1, 1024>>, default = "auto";
+        /// Peers whose X-Forwarded-* and Forwarded fields are believed and passed on.
+        trusted_proxies: Many<IpNet>, default = [];
+        /// Client connections at most, over all listeners.
+        max_connections: Count, default = 10000;
+        /// HTTP/2 streams at most on one client connection.
+        max_streams: Number<1, 100_000>, default = 128;
+        /// Bytes of a request head at most.
+        max_header_size: Size<{ 8 * KIB }, MIB>, default = "16KiB";
+        /// The clocks of a client connection.
+        timeout: ServerTimeout, default = {};
+        /// At shutdown, the time for requests in flight to end.
+        grace: Wait, default = "30s";
+        /// Listeners with a name or with TLS.
+        listener: Tables<Listener>, default = [];
+    }
+
+    /// The clocks of a client connection.
+    ServerTimeout "`server.timeout`" {
+        /// For the TLS handshake, for the first bytes, and for each request head.
+        header: Time, default = "10s";
+        /// How long a connection may stay open without a request.
+        idle: Time, default = "75s";
+    }
+
+    /// A listener with a name or with TLS.
+    Listener "[[server.listener]]" {
+        /// What routes, logs and metrics call it.
+        name: Located<Name>, required;
+        /// Where to listen.
+        address: Located<SocketAddr>, required;
+        /// Certificates, chosen by SNI; the first serves clients that send no name. Absent, the listener is plain.
+        tls: Many<Certificate>, default = [];
+    }
+
+    /// A certificate and its key.
+    Certificate "`tls`" {
+        /// PEM file of the chain, the server's own certificate first.
+        cert: File, required;
+        /// PEM file of the private key.
+        key: File, required;
+    }
+
+    /// What is written about requests and events.
+    Log "[log]" {
+        /// The form of the access log on standard output: "text", "json" or "off".
+        access: AccessLog, default = "text";
+        /// What goes to standard error: a level, or a filter such as "warn,headworks=debug".
+        level: Level, default = "info";
+    }
+
+    /// The port for metrics and health.
+    Admin "[admin]" {
+        /// Where to listen; keep it away from clients.
+        listen: Located<SocketAddr>, default = "127.0.0.1:9901";
+    }
+
+    /// How much one stream may hold, and how long its reader may stall.
+    Stream "[stream]" {
+        /// Bytes that one stream may hold in each of its buffers.
+        buffer: Size<{ 8 * KIB }, { 16 * MIB }>, default = "16KiB";
+        /// A client that takes nothing for this long is cut.
+        stall_timeout: Time, default = "30s";
+    }
+
+    /// A service behind the proxy.
+    Upstream "[upstream.NAME]" {
+        /// Where it is: `http://`, `https://` or `h2c://` with host and port, or `unix:` with a path.
+        endpoints: Many<Located<EndpointSettings>>, required;
+        /// The version of HTTP: "auto" goes by the scheme and by ALPN; or "h1", "h2".
+        protocol: Located<Protocol>, default = "auto";
+        /// What goes into Host: "keep" what the client asked for, the "endpoint", or a name.
+        host: HostPolicy, default = "keep";
+        /// The credits of each endpoint.
+        limit: Limit, default = {};
+        /// The waiting queue in front of all endpoints.
+        queue: Queue, default = {};
+        /// The clocks of a call.
+        timeout: UpstreamTimeout, default = {};
+        /// The bounds of the connection pool, per endpoint.
+        pool: Pool, default = {};
+        /// TLS towards `https://` endpoints; absent, the system's authorities are trusted.
+        tls: UpstreamTls, optional;
+    }
+
+    /// The credits of each endpoint.
+    Limit "`limit`" {
+        /// Requests in flight at once, each until its response body has ended.
+        in_flight: Count, default = 1024;
+        /// Event streams, upgrades and gRPC streams, counted apart; absent, they count as requests in flight.
+        streams: Count, optional;
+    }
+
+    /// The waiting queue in front of all endpoints.
+    Queue "`queue`" {
+        /// How many may wait; 0 refuses at once when all credits are taken.
+        max: Number<0, 1_000_000>, default = 256;
+        /// How long one may wait.
+        timeout: Wait, default = "1s";
+    }
+
+    /// The clocks of a call.
+    UpstreamTimeout "`timeout`" {
+        /// DNS, TCP and TLS together, and waiting for a free connection.
+        connect: Time, default = "2s";
+        /// From the request's head sent to the response's head, or "off".
+        first_byte: OrOff, default = "60s";
+        /// The longest silence within a response body, or "off".
+        idle: OrOff, default = "120s";
+        /// The whole exchange, from receipt to the last byte, or "off".
+        total: OrOff, default = "off";
+    }
+
+    /// The bounds of the connection pool, per endpoint.
+    Pool "`pool`" {
+        /// Connections at most, in use and idle together.
+        max_connections: Count, default = 1024;
+        /// Idle connections kept at most.
+        max_idle: Number<0, 1_000_000>, default = 128;
+        /// An idle connection is closed after this time; keep it below the service's own keep-alive time.
+        idle_timeout: Time, default = "4s";
+        /// HTTP/2 streams at most on one connection; the service may allow fewer.
+        max_streams: Number<1, 100_000>, default = 100;
+        /// The kernel's receive buffer for each connection: what a service can send ahead of a slow reader. "auto"
+        /// lets the kernel grow it, for fast transfers over long distances.
+        receive_buffer: OrAuto<Size<{ 4 * KIB }, { 16 * MIB }>>, default = "64KiB";
+    }
+
+    /// TLS towards an upstream.
+    UpstreamTls "`tls`" {
+        /// PEM file of the authorities to trust instead of the system's.
+        ca: File, optional;
+        /// PEM file of the certificate chain shown to the service; needs `key`.
+        cert: Tried<File>, optional;
+        /// PEM file of its private key; needs `cert`.
+        key: Tried<File>, optional;
+        /// The name to ask for and to verify when it is not the endpoint's host.
+        server_name: Located<HostPattern>, optional;
+    }
+
+    /// What is done with which requests. The most specific route that matches is taken, then the first in the file.
+    Route "[[route]]" {
+        /// What logs, metrics and `explain` call it; `route-1`, `route-2`, ... when absent.
+        name: Located<Name>, optional;
+        /// Which requests; absent, all.
+        r#match: Match, default = {};
+        /// Forwards to this upstream.
+        upstream: Tried<Located<Name>>, optional;
+        /// Answers by itself.
+        respond: Tried<Respond>, optional;
+        /// Sends the client elsewhere.
+        redirect: Tried<Redirect>, optional;
+        /// The prefix that is taken off the path, in whole segments.
+        strip_prefix: Located<Prefix>, optional;
+        /// What comes in its place, or before the path when nothing is taken off.
+        replace_prefix: Located<Prefix>, optional;
+        /// Fields set, added and removed.
+        headers: Headers, default = {};
+        /// Rates per key; all must have room.
+        rate_limit: Many<RateLimit>, default = [];
+        /// The clocks of a call, where they differ from the upstream's.
+        timeout: RouteTimeout, optional;
+        /// The reader's clock, where it differs from `[stream]`.
+        stream: RouteStream, default = {};
+    }
+
+    /// Which requests. Every part that is set must match.
+    Match "`match`" {
+        /// The name of a listener.
+        listener: Located<Name>, optional;
+        /// The request's host without port: a name, or `*.` and a name.
+        host: HostPattern, optional;
+        /// The request's path, or the beginning of it and `/*`.
+        path: PathPattern, optional;
+        /// Any of these; absent, every method.
+        methods: Many<Method>, default = [];
+        /// All of these fields, each with this value or, with `true`, with any.
+        headers: Fields<FieldTest>, default = {};
+    }
+
+    /// An answer by the proxy itself.
+    Respond "`respond`" {
+        /// The status.
+        status: Located<Number<200, 599>>, default = 200;
+        /// The type of the body.
+        content_type: FieldValue, default = "text/plain; charset=utf-8";
+        /// The body.
+        body: Free, default = "";
+    }
+
+    /// Sends the client elsewhere.
+    Redirect "`redirect`" {
+        /// Where: `{host}`, `{path}` and `{query}` stand for the request's own; the query comes with its `?`.
+        to: Target, required;
+        /// 301, 302, 303, 307 or 308.
+        status: Located<Number<300, 399>>, default = 308;
+    }
+
+    /// Fields set, added and removed.
+    Headers "`headers`" {
+        /// Before the request is forwarded.
+        request: Edit, default = {};
+        /// Before the response is sent.
+        response: Edit, default = {};
+    }
+
+    /// Changes of one side, in this order: remove, set, add.
+    Edit "a table of edits" {
+        /// Fields that get exactly this value.
+        set: Fields<FieldValue>, default = {};
+        /// Fields that get one more value.
+        add: Fields<FieldValue>, default = {};
+        /// Fields that go.
+        remove: Many<Located<HeaderName>>, default = [];
+    }
+
+    /// A rate per key.
+    RateLimit "`rate_limit`" {
+        /// What answers, logs and metrics call it; `limit-1`, `limit-2`, ... when absent.
+        name: Located<Name>, optional;
+        /// What is counted apart: "client", "header:NAME", "path", or "all" together.
+        by: Key, default = "client";
+        /// Requests per second, minute or hour.
+        rate: Rate, required;
+        /// Requests that may come at once; the amount of the rate when absent.
+        burst: Number<1, { u32::MAX }>, optional;
+        /// Keys remembered at most.
+        max_keys: Number<1, 10_000_000>, default = 100000;
+    }
+
+    /// The clocks of a call, where they differ from the upstream's.
+    RouteTimeout "`timeout` of a route" {
+        /// From the request's head sent to the response's head, or "off".
+        first_byte: OrOff, optional;
+        /// The longest silence within a response body, or "off".
+        idle: OrOff, optional;
+        /// The whole exchange, from receipt to the last byte, or "off".
+        total: OrOff, optional;
+    }
+
+    /// The reader's clock, where it differs from `[stream]`.
+    RouteStream "`stream` of a route" {
+        /// A client that takes nothing for this long is cut.
+        stall_timeout: Time, optional;
+    }
+}

@@ -1,0 +1,266 @@
+//! The configuration: from TOML text to [`Config`], with every error at once.
+//!
+//! | file | does |
+//! |---|---|
+//! | `mod.rs` | [`Config`]: what the rest of the house reads; every default filled in, every name resolved |
+//! | `load.rs` | the ways in: [`load()`], [`parse`], [`from_upstream`]; and [`schema`] |
+//! | `file.rs` | **the shape of the file**: every table, key, type and default; a new key is one line here |
+//! | `section.rs` | the macro behind `file.rs`: decoding, JSON Schema and list of keys from one declaration |
+//! | `decode.rs` | what a decoder is; strings by `{ env = ... }` and `{ file = ... }` |
+//! | `values.rs` `net.rs` `web.rs` | the types of values: numbers and lists, addresses, what is about HTTP |
+//! | `units.rs` | durations, sizes and rates, read and printed |
+//! | `resolve/` | from the shape to [`Config`]: names, and what must fit together |
+//! | `error.rs` `suggest.rs` | the report: all errors, each in its place, with what was probably meant |
+
+mod decode;
+mod error;
+mod file;
+mod load;
+mod net;
+mod resolve;
+mod section;
+mod suggest;
+mod units;
+mod values;
+mod web;
+
+pub use self::error::Error;
+pub use self::load::{from_upstream, keys, load, parse, schema};
+pub use self::suggest::nearest;
+pub use self::units::{show_duration, show_rate, show_size};
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use ipnet::IpNet;
+
+use crate::layers::{headers, rate_limit, rewrite};
+use crate::upstream;
+
+/// A complete, checked configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `[server]`
+    pub server: Server,
+    /// `[log]`
+    pub log: Log,
+    /// `[admin]`; absent, no admin port is opened.
+    pub admin: Option<Admin>,
+    /// `[upstream.NAME]`, in file order.
+    pub upstreams: Vec<upstream::Settings>,
+    /// `[[route]]`, in file order.
+    pub routes: Vec<Route>,
+    /// What is no error but probably not meant, each as `FILE:LINE:COLUMN: text`.
+    pub warnings: Vec<String>,
+    /// Which texts in here came from the environment or from files.
+    pub secrets: Secrets,
+}
+
+/// The texts that came from the environment or from files. They are never printed.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secrets(Vec<Box<str>>);
+
+impl Secrets {
+    fn new(texts: Vec<String>) -> Self {
+        Self(texts.into_iter().map(Into::into).collect())
+    }
+
+    /// Whether this text must not be shown. Hosts were read without regard to case, and paths to their last slash.
+    #[must_use]
+    pub fn hides(&self, text: &str) -> bool {
+        let plain = |text: &str| text.trim_end_matches(['/', '*']).to_ascii_lowercase();
+        !text.is_empty() && self.0.iter().any(|secret| plain(secret) == plain(text))
+    }
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secrets({})", self.0.len())
+    }
+}
+
+/// `[server]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Server {
+    /// At least one; the short form `listen` gives them the names `listen-1`, `listen-2`, ...
+    pub listeners: Vec<Listener>,
+    /// Worker threads; none: one per core.
+    pub threads: Option<usize>,
+    /// Peers whose `X-Forwarded-*` and `Forwarded` fields are believed and passed on.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Client connections at most, over all listeners.
+    pub max_connections: usize,
+    /// Time for the TLS handshake, for the first bytes, and for each request head.
+    pub header_timeout: Duration,
+    /// How long a connection may stay open without a request.
+    pub idle_timeout: Duration,
+    /// h2 streams on one client connection at most.
+    pub max_streams: u32,
+    /// Bytes of a request head at most.
+    pub max_header_size: usize,
+    /// At shutdown: time for requests in flight to end.
+    pub grace: Duration,
+    /// `[stream]`
+    pub stream: Stream,
+}
+
+/// `[stream]`: how much one stream may hold, and how long its reader may stall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    /// Bytes that one stream may hold in user memory, in one direction; also `TCP_NOTSENT_LOWAT`.
+    pub buffer: usize,
+    /// A client that takes nothing for this long is cut. Routes may set their own.
+    pub stall_timeout: Duration,
+}
+
+/// `[[server.listener]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// For routes, logs and metrics.
+    pub name: Arc<str>,
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// Certificate chains and keys (PEM files), chosen by SNI; the first serves clients that send none. Empty: plain.
+    pub tls: Vec<Certificate>,
+}
+
+/// A certificate chain and its key, PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// The chain, the server's own certificate first.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// Form of the access log on standard output.
+    pub access: AccessLog,
+    /// Filter of the event log on standard error, as `info` or `headworks=debug`.
+    pub level: String,
+}
+
+/// Form of the access log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AccessLog {
+    /// None.
+    Off,
+    /// One JSON object a line.
+    Json,
+    /// One readable line.
+    #[default]
+    Text,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Where to listen.
+    pub listen: SocketAddr,
+}
+
+/// `[[route]]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// For logs, metrics and `explain`; `route-1`, `route-2`, ... when absent.
+    pub name: Arc<str>,
+    /// What it matches; the default matches everything.
+    pub matcher: Match,
+    /// What is done with a match.
+    pub action: Action,
+    /// How the path is rewritten before it is forwarded.
+    pub rewrite: Option<rewrite::Settings>,
+    /// Fields set, added and removed.
+    pub headers: headers::Settings,
+    /// All must have room.
+    pub rate_limits: Vec<rate_limit::Settings>,
+    /// Overrides the upstream's.
+    pub timeout: upstream::Timeouts,
+    /// A client that takes nothing for this long is cut.
+    pub stall_timeout: Duration,
+}
+
+impl Route {
+    /// The upstream it forwards to.
+    #[must_use]
+    pub fn upstream<'a>(&self, upstreams: &'a [upstream::Settings]) -> Option<&'a upstream::Settings> {
+        match self.action {
+            Action::Forward(index) => upstreams.get(index),
+            _ => None,
+        }
+    }
+}
+
+/// What a route matches. Every part that is set must match.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Match {
+    /// Name of a listener.
+    pub listener: Option<Arc<str>>,
+    /// The request's host, without port.
+    pub host: Option<HostPattern>,
+    /// The request's path.
+    pub path: Option<PathPattern>,
+    /// Any of these; empty: every method.
+    pub methods: Vec<Method>,
+    /// All of these fields.
+    pub headers: Vec<HeaderMatch>,
+}
+
+/// `api.example.com` or `*.example.com`, in lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostPattern {
+    /// This name.
+    Exact(Box<str>),
+    /// Any name that ends with `.` and this.
+    Suffix(Box<str>),
+}
+
+/// `/path` or `/prefix/*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathPattern {
+    /// This path.
+    Exact(Box<str>),
+    /// `/prefix` itself and everything below `/prefix/`; held without the trailing slash, empty for `/*`.
+    Prefix(Box<str>),
+}
+
+/// A field that must be there, with this value or with any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaderMatch {
+    /// Its name.
+    pub name: HeaderName,
+    /// Its value; none: any.
+    pub value: Option<HeaderValue>,
+}
+
+/// What a route does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Forwards to an upstream, by its place in [`Config::upstreams`].
+    Forward(usize),
+    /// Answers by itself.
+    Respond {
+        /// The status.
+        status: StatusCode,
+        /// `Content-Type`, when there is a body.
+        content_type: HeaderValue,
+        /// The body.
+        body: Arc<str>,
+    },
+    /// Sends the client elsewhere.
+    Redirect {
+        /// 301, 302, 303, 307 or 308.
+        status: StatusCode,
+        /// The target; `{host}`, `{path}` and `{query}` stand for the request's own.
+        to: Arc<str>,
+    },
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+//! Durations, sizes and rates as the file writes them, and back.
+//!
+//! A duration always has its unit: `timeout = 30` could mean seconds or milliseconds, and a wrong guess is an outage.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+/// Longer times are typing errors, and would overflow when they are added to a clock.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// In falling order: the parser relies on it, and so does the printer.
+const TIME_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+
+/// In falling order within each family.
+const SIZE_UNITS: [(&str, u64); 7] = [
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("KB", 1000),
+    ("B", 1),
+];
+
+/// The first word of each period is the one printed.
+const PERIODS: [(&[&str], u64); 3] = [(&["s", "sec", "second"], 1), (&["min", "minute"], 60), (&["h", "hour"], 3600)];
+
+/// Reads `250ms`, `2s`, `1m30s` or `1h`: whole numbers, each unit at most once, larger units first.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let mut rest = text;
+    let mut millis: u64 = 0;
+    let mut units = TIME_UNITS.iter();
+    if text.is_empty() {
+        return Err("the duration is empty".into());
+    }
+    while !rest.is_empty() {
+        let (amount, tail) = number(rest).ok_or("a duration is whole numbers, each with its unit")?;
+        let end = tail.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(end);
+        if unit.is_empty() {
+            return Err("the duration has a number without a unit".into());
+        }
+        if !TIME_UNITS.iter().any(|(name, _)| *name == unit) {
+            return Err("a duration's units are `h`, `m`, `s` and `ms`".into());
+        }
+        let (_, factor) = units.find(|(name, _)| *name == unit).ok_or("larger units come first, each at most once")?;
+        let part = amount.checked_mul(*factor);
+        millis = part.and_then(|part| millis.checked_add(part)).ok_or("the duration is too long")?;
+        rest = tail;
+    }
+    let duration = Duration::from_millis(millis);
+    if duration > LONGEST { Err("the duration is longer than a year".into()) } else { Ok(duration) }
+}
+
+/// Prints a duration as the file writes it.
+#[must_use]
+pub fn show_duration(duration: Duration) -> String {
+    let mut millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    if millis == 0 {
+        return "0s".into();
+    }
+    let units = TIME_UNITS.iter().filter_map(|(unit, factor)| {
+        let amount = millis / factor;
+        millis %= factor;
+        (amount > 0).then(|| format!("{amount}{unit}"))
+    });
+    units.collect()
+}
+
+/// Reads `64KiB`, `1MB` or a plain number of bytes.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let (amount, unit) = number(text).ok_or("a size is a whole number and a unit")?;
+    let factor = match unit.trim_start() {
+        "" => 1,
+        unit => {
+            let found = SIZE_UNITS.iter().find(|(name, _)| *name == unit);
+            found.ok_or("a size's units are `B`, `KiB`, `MiB`, `GiB`, `KB`, `MB` and `GB`")?.1
+        }
+    };
+    amount.checked_mul(factor).ok_or_else(|| "the size is too large".into())
+}
+
+/// Prints a size as the file writes it, in the largest unit that divides it.
+#[must_use]
+pub fn show_size(bytes: u64) -> String {
+    let unit = SIZE_UNITS.iter().find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor));
+    let (unit, factor) = unit.copied().unwrap_or(("B", 1));
+    format!("{}{unit}", bytes / factor)
+}
+
+/// Reads `60/min`: an amount that is not zero, and a period.
+pub(super) fn rate(text: &str) -> Result<(NonZeroU32, Duration), String> {
+    let (amount, period) = text.split_once('/').ok_or("a rate is an amount, `/` and a period")?;
+    let (amount, rest) = number(amount.trim()).ok_or("a rate's amount is a whole number")?;
+    if !rest.is_empty() {
+        return Err("a rate's amount is a whole number".into());
+    }
+    let amount = u32::try_from(amount).map_err(|_| "the rate's amount is too large")?;
+    let amount = NonZeroU32::new(amount).ok_or("a rate of 0 lets nothing through")?;
+    let period = period.trim();
+    let found = PERIODS.iter().find(|(words, _)| words.contains(&period));
+    let (_, seconds) = found.ok_or("a rate's period is `s`, `min` or `hour`")?;
+    Ok((amount, Duration::from_secs(*seconds)))
+}
+
+/// Prints a rate as the file writes it.
+#[must_use]
+pub fn show_rate(amount: NonZeroU32, period: Duration) -> String {
+    match PERIODS.iter().find(|(_, seconds)| period.as_secs() == *seconds) {
+        Some(([word, ..], _)) => format!("{amount}/{word}"),
+        _ => format!("{amount}/{}", show_duration(period)),
+    }
+}
+
+/// Splits the leading digits off.
+fn number(text: &str) -> Option<(u64, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, rest) = text.split_at(end);
+    Some((digits.parse().ok()?, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn durations() {
+        for (text, millis) in [("250ms", 250), ("2s", 2000), ("1m30s", 90_000), ("1h", 3_600_000), ("0s", 0)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for wrong in ["", "2", "s", "1.5s", "-1s", " 1s", "1s1m", "1s1s", "1d", "9999999h", "99999999999999999999s"] {
+            duration(wrong).expect_err(wrong);
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("64KiB", 65_536), ("1MB", 1_000_000), ("17", 17), ("5 B", 5), ("1GiB", 1 << 30)] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "KiB", "1.5MB", "1kb", "1KiB ", "99999999999999999999", "18446744073709551615GiB"] {
+            size(wrong).expect_err(wrong);
+        }
+    }
+
+    #[test]
+    fn rates() {
+        for (text, amount, seconds) in [("60/min", 60, 60), ("10/s", 10, 1), ("1000/hour", 1000, 3600), ("1/sec", 1, 1)]
+        {
+            let amount = NonZeroU32::new(amount).unwrap();
+            assert_eq!(rate(text), Ok((amount, Duration::from_secs(seconds))), "{text}");
+        }
+        for wrong in ["", "60", "0/s", "60/day", "a/s", "1.5/s", "4294967296/s", "60 tokens/min"] {
+            rate(wrong).expect_err(wrong);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read_back(millis in 0u64..=31_536_000_000, bytes: u64, amount in 1u32.., which in 0usize..3) {
+            let time = Duration::from_millis(millis);
+            prop_assert_eq!(duration(&show_duration(time)), Ok(time));
+            prop_assert_eq!(size(&show_size(bytes)), Ok(bytes));
+            let (amount, period) = (NonZeroU32::new(amount).unwrap(), Duration::from_secs(PERIODS[which].1));
+            prop_assert_eq!(rate(&show_rate(amount, period)), Ok((amount, period)));
+        }
+
+        #[test]
+        fn no_text_panics(text: String) {
+            let _ = (duration(&text), size(&text), rate(&text));
+        }
+    }
+}
