@@ -1,0 +1,299 @@
+//! The layers of a route in the order of [`stack`](crate::stack), with the values that are in force: what
+//! `headworks explain` prints, and `/stack` on the admin port.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use http::HeaderValue;
+
+use crate::config::{
+    AccessLog, Action, Config, HostPattern, Match, PathPattern, Route, nearest, show_duration, show_rate, show_size,
+};
+use crate::layers::headers::Edit;
+use crate::layers::rate_limit::Key;
+use crate::upstream::{self, HostPolicy};
+
+/// What stands for a text that came from the environment or from a file.
+const HIDDEN: &str = "(hidden)";
+
+/// All routes, as one text.
+#[must_use]
+pub fn all(config: &Config) -> String {
+    let mut text = Vec::new();
+    // Writing to memory does not fail.
+    let _ = write(config, None, &mut text, &mut io::sink());
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Explains one route, or all. The exit code is 0, or 2 when there is no such route.
+pub fn write(config: &Config, route: Option<&str>, out: &mut impl Write, err: &mut impl Write) -> io::Result<u8> {
+    let chosen: Vec<&Route> =
+        config.routes.iter().filter(|known| route.is_none_or(|name| *known.name == *name)).collect();
+    if let (Some(name), true) = (route, chosen.is_empty()) {
+        let known = || config.routes.iter().map(|route| &*route.name).filter(|name| !config.secrets.hides(name));
+        writeln!(err, "error: there is no route `{}`", name.escape_debug())?;
+        match nearest(name, known()) {
+            Some(near) => writeln!(err, "help: did you mean `{near}`?")?,
+            None => writeln!(err, "help: there is {}", known().collect::<Vec<_>>().join(", "))?,
+        }
+        return Ok(2);
+    }
+    for (number, route) in chosen.into_iter().enumerate() {
+        if number > 0 {
+            writeln!(out)?;
+        }
+        explain(config, route).write(out)?;
+    }
+    Ok(0)
+}
+
+/// The rows of one route, in the order in which a request meets the layers.
+fn explain(config: &Config, route: &Route) -> Page {
+    let show = |text: &str| if config.secrets.hides(text) { HIDDEN.to_owned() } else { text.to_owned() };
+    let mut page = Page { title: format!("route {}", show(&route.name)), rows: Vec::new() };
+    page.layer("match", [("", matched(&route.matcher, &show))]);
+    let access = match config.log.access {
+        AccessLog::Off => "off",
+        AccessLog::Json => "json",
+        AccessLog::Text => "text",
+    };
+    page.layer("record", [("access log", access.to_owned())]);
+    page.layer("trace", [("", "traceparent passed on or begun".to_owned())]);
+    page.layer("errors", [("", "every refusal and failure is a whole answer with its reason".to_owned())]);
+    match (&route.action, route.upstream(&config.upstreams)) {
+        (Action::Respond { status, content_type, body }, _) => {
+            limits(&mut page, route, &show);
+            page.layer("headers", all_edits(route));
+            let body = format!("{} of {}", show_size(body.len() as u64), shown(content_type));
+            page.layer("respond", [("status", status.as_u16().to_string()), ("body", body)]);
+        }
+        (Action::Redirect { status, to }, _) => {
+            limits(&mut page, route, &show);
+            page.layer("headers", all_edits(route));
+            page.layer("redirect", [("status", status.as_u16().to_string()), ("to", show(to))]);
+        }
+        (Action::Forward(_), Some(upstream)) => {
+            page.layer("deadline", [("total", clock(route.timeout.total))]);
+            limits(&mut page, route, &show);
+            forward(&mut page, route, upstream, &show);
+        }
+        (Action::Forward(_), None) => {}
+    }
+    let stall = show_duration(route.stall_timeout);
+    page.layer("stream", [("buffer", show_size(config.server.stream.buffer as u64)), ("stall_timeout", stall)]);
+    page
+}
+
+fn limits(page: &mut Page, route: &Route, show: &impl Fn(&str) -> String) {
+    let rows = route.rate_limits.iter().map(|limit| {
+        let by = match &limit.by {
+            Key::Client => "client".to_owned(),
+            Key::Header(name) => format!("header {}", show(name.as_str())),
+            Key::Path => "path".to_owned(),
+            Key::All => "all together".to_owned(),
+        };
+        let rate = show_rate(limit.amount, limit.period);
+        (show(&limit.name), format!("{rate} by {by}, burst {}, {} keys at most", limit.burst, limit.max_keys))
+    });
+    page.layer("rate_limit", rows);
+}
+
+fn forward(page: &mut Page, route: &Route, upstream: &upstream::Settings, show: &impl Fn(&str) -> String) {
+    page.layer("forward", [("", "fields of one hop removed; X-Forwarded-*, Forwarded and Via added".to_owned())]);
+    page.layer("headers", all_edits(route));
+    if let Some(rewrite) = &route.rewrite {
+        let slash = |path: &str| if path.is_empty() { "/".to_owned() } else { show(path) };
+        page.layer("rewrite", [("path", format!("{} becomes {}", slash(&rewrite.strip), slash(&rewrite.replace)))]);
+    }
+    let streams = match upstream.limit.streams {
+        Some(streams) => format!("{streams} for each endpoint, apart"),
+        None => "count as requests in flight".to_owned(),
+    };
+    let queue = match upstream.queue.max {
+        0 => "none, refused at once".to_owned(),
+        max => format!("{max} at most, {} each", show_duration(upstream.queue.timeout)),
+    };
+    let in_flight = format!("{} for each endpoint", upstream.limit.in_flight);
+    page.layer("admission", [("in flight", in_flight), ("streams", streams), ("queue", queue)]);
+
+    let mut rows = vec![("upstream", show(&upstream.name))];
+    rows.extend(upstream.endpoints.iter().map(|endpoint| ("endpoint", show(&endpoint.label))));
+    let host = match &upstream.host {
+        HostPolicy::Keep => "as the client asked".to_owned(),
+        HostPolicy::Endpoint => "the endpoint's".to_owned(),
+        HostPolicy::Fixed(host) => show(host.as_str()),
+    };
+    rows.extend([("host", host), ("protocol", upstream.protocol.to_string())]);
+    rows.push(("connect", show_duration(route.timeout.connect)));
+    rows.push(("first_byte", clock(route.timeout.first_byte)));
+    rows.push(("idle", clock(route.timeout.idle)));
+    let pool = &upstream.pool;
+    rows.push((
+        "connections",
+        format!("{} for each endpoint, {} streams on each", pool.max_connections, pool.max_streams),
+    ));
+    let receive = pool.receive_buffer.map_or_else(|| "grown by the kernel".to_owned(), |size| show_size(size as u64));
+    rows.push(("receive buffer", receive));
+    rows.push(("kept idle", format!("{}, {} each", pool.max_idle, show_duration(pool.idle_timeout))));
+    if uses_tls(upstream) {
+        rows.push(("tls", tls(&upstream.tls, show)));
+    }
+    page.layer("client", rows);
+}
+
+fn uses_tls(upstream: &upstream::Settings) -> bool {
+    let https =
+        |address: &upstream::Address| matches!(address, upstream::Address::Tcp { scheme: upstream::Scheme::Https, .. });
+    upstream.endpoints.iter().any(|endpoint| https(&endpoint.address))
+}
+
+fn tls(tls: &upstream::Tls, show: &impl Fn(&str) -> String) -> String {
+    let authorities = if tls.ca.is_some() { "own authorities" } else { "the system's authorities" };
+    let client = if tls.client.is_some() { ", with a client certificate" } else { "" };
+    let name = tls.server_name.as_deref().map(|name| format!(", server name {}", show(name))).unwrap_or_default();
+    format!("{authorities}{client}{name}")
+}
+
+fn matched(matcher: &Match, show: &impl Fn(&str) -> String) -> String {
+    let mut parts = Vec::new();
+    if let Some(listener) = &matcher.listener {
+        parts.push(format!("listener {}", show(listener)));
+    }
+    if let Some(host) = &matcher.host {
+        parts.push(match host {
+            HostPattern::Exact(name) => format!("host {}", show(name)),
+            HostPattern::Suffix(name) => format!("host {}", show(&format!("*.{name}"))),
+        });
+    }
+    if let Some(path) = &matcher.path {
+        parts.push(match path {
+            PathPattern::Exact(path) => format!("path {}", show(path)),
+            PathPattern::Prefix(path) => format!("path {}", show(&format!("{path}/*"))),
+        });
+    }
+    if !matcher.methods.is_empty() {
+        let methods: Vec<_> = matcher.methods.iter().map(|method| show(method.as_str())).collect();
+        parts.push(format!("method {}", methods.join(" or ")));
+    }
+    for field in &matcher.headers {
+        let value = field.value.as_ref().map_or_else(|| "any".to_owned(), shown);
+        parts.push(format!("{}: {value}", field.name));
+    }
+    if parts.is_empty() { "everything".to_owned() } else { parts.join(", ") }
+}
+
+fn all_edits(route: &Route) -> impl Iterator<Item = (&'static str, String)> {
+    edits("request", &route.headers.request).chain(edits("response", &route.headers.response))
+}
+
+fn edits<'a>(side: &'static str, edit: &'a Edit) -> impl Iterator<Item = (&'static str, String)> + 'a {
+    let remove = edit.remove.iter().map(move |name| (side, format!("remove {name}")));
+    let set = edit.set.iter().map(move |(name, value)| (side, format!("set {name}: {}", shown(value))));
+    let add = edit.add.iter().map(move |(name, value)| (side, format!("add {name}: {}", shown(value))));
+    remove.chain(set).chain(add)
+}
+
+/// A field's value. Those from the environment or a file are marked sensitive.
+fn shown(value: &HeaderValue) -> String {
+    if value.is_sensitive() { HIDDEN.to_owned() } else { String::from_utf8_lossy(value.as_bytes()).into_owned() }
+}
+
+fn clock(time: Option<Duration>) -> String {
+    time.map_or_else(|| "off".to_owned(), show_duration)
+}
+
+/// Rows in three columns: layer, setting, value.
+struct Page {
+    title: String,
+    rows: Vec<(&'static str, String, String)>,
+}
+
+impl Page {
+    /// Adds a layer; one without settings is off and is left out.
+    fn layer<K: Display>(&mut self, name: &'static str, settings: impl IntoIterator<Item = (K, String)>) {
+        for (number, (key, value)) in settings.into_iter().enumerate() {
+            self.rows.push((if number == 0 { name } else { "" }, key.to_string(), value));
+        }
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let width = |lengths: &mut dyn Iterator<Item = usize>| lengths.max().unwrap_or(0);
+        let layers = width(&mut self.rows.iter().map(|(layer, _, _)| layer.chars().count()));
+        let keys = width(&mut self.rows.iter().map(|(_, key, _)| key.chars().count()));
+        writeln!(out, "{}", self.title)?;
+        for (layer, key, value) in &self.rows {
+            if key.is_empty() {
+                writeln!(out, "  {layer:layers$}  {value}")?;
+            } else {
+                writeln!(out, "  {layer:layers$}  {key:keys$}  {value}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    const EXAMPLE: &str = include_str!("../config.example.toml");
+
+    fn explained(text: &str, dir: &Path, route: Option<&str>) -> (u8, String, String) {
+        let config = crate::config::parse(text, "x.toml", dir).unwrap();
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let code = write(&config, route, &mut out, &mut err).unwrap();
+        (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+    }
+
+    #[test]
+    fn the_routes_of_the_example() {
+        let (code, out, err) = explained(EXAMPLE, Path::new(""), None);
+        assert_eq!((code, err.as_str()), (0, ""));
+        insta::assert_snapshot!(out);
+    }
+
+    #[test]
+    fn one_route_alone() {
+        let (code, out, _) = explained(EXAMPLE, Path::new(""), Some("chat"));
+        assert_eq!(code, 0);
+        assert!(out.starts_with("route chat\n") && !out.contains("route app"), "{out}");
+    }
+
+    #[test]
+    fn an_unknown_route_and_the_one_meant() {
+        let (code, out, err) = explained(EXAMPLE, Path::new(""), Some("chatt"));
+        assert_eq!((code, out.as_str()), (2, ""));
+        assert_eq!(err, "error: there is no route `chatt`\nhelp: did you mean `chat`?\n");
+        let (_, _, err) = explained(EXAMPLE, Path::new(""), Some("billing"));
+        assert_eq!(err, "error: there is no route `billing`\nhelp: there is health, moved, chat, app\n");
+    }
+
+    #[test]
+    fn secrets_stay_hidden() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("host"), "Secret.example.com").unwrap();
+        std::fs::write(dir.path().join("url"), "http://secret.example.com").unwrap();
+        std::fs::write(dir.path().join("path"), "/secret/").unwrap();
+        let text = r#"
+            [upstream.a]
+            endpoints = { file = "url" }
+            host = { file = "host" }
+            [[route]]
+            upstream = "a"
+            match = { host = { file = "host" }, path = { file = "path" }, headers = { a = { file = "host" } } }
+            strip_prefix = { file = "path" }
+            headers.request = { set = { a = { file = "url" } }, add = { a = { file = "url" } } }
+            rate_limit = { name = { file = "host" }, rate = "1/s" }
+            [[route]]
+            name = { file = "host" }
+            redirect.to = { file = "url" }
+            [[route]]
+            respond = { body = { file = "url" }, content_type = { file = "url" } }
+        "#;
+        let (_, out, _) = explained(text, dir.path(), None);
+        assert!(!out.to_lowercase().contains("secret"), "{out}");
+        assert!(out.contains("file:url"), "{out}");
+    }
+}

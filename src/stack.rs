@@ -1,0 +1,148 @@
+//! THE order of the layers. Read this file first.
+//!
+//! Every layer is always ready: hyper calls without asking, so waiting happens inside `call`, where it is bounded.
+//! There is one box a route, at [`RouteService`].
+
+use std::convert::Infallible;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tower::ServiceBuilder;
+use tower_service::Service;
+
+use crate::access_log::AccessLog;
+use crate::config::{Action, Route};
+use crate::context::{Request, Response};
+use crate::error::{ProxyError, Reason};
+use crate::layers::deadline::DeadlineLayer;
+use crate::layers::forward::ForwardLayer;
+use crate::layers::headers::HeadersLayer;
+use crate::layers::rate_limit::{Limiter, RateLimitLayer};
+use crate::layers::record::RecordLayer;
+use crate::layers::render::RenderLayer;
+use crate::layers::respond::{Redirect, Refuse, Respond};
+use crate::layers::rewrite::RewriteLayer;
+use crate::layers::trace::TraceLayer;
+use crate::metrics::Registry;
+use crate::upstream::{AdmissionLayer, Attempt, Upstream};
+
+/// A whole route: it answers every request and never fails. The one box of a route.
+pub struct RouteService(Box<dyn Serve>);
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+trait Serve: Send + Sync {
+    fn serve(&self, request: Request) -> Answer;
+}
+
+impl<S> Serve for S
+where
+    S: Service<Request, Response = Response, Error = Infallible, Future: Send + 'static> + Clone + Send + Sync,
+{
+    fn serve(&self, request: Request) -> Answer {
+        // Layers are always ready, so a fresh clone may be called at once.
+        Box::pin(self.clone().call(request))
+    }
+}
+
+impl RouteService {
+    fn new(
+        service: impl Service<Request, Response = Response, Error = Infallible, Future: Send + 'static>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        Self(Box::new(service))
+    }
+
+    /// Answers a request. Dropping the future cancels what it waits for.
+    #[must_use]
+    pub fn call(&self, request: Request) -> Answer {
+        self.0.serve(request)
+    }
+}
+
+impl fmt::Debug for RouteService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RouteService").finish_non_exhaustive()
+    }
+}
+
+/// What outlives a route and is shared with others.
+#[derive(Debug)]
+pub struct Shared {
+    /// Where metrics are registered.
+    pub registry: Registry,
+    /// Where exchanges are logged, if they are.
+    pub access_log: Option<AccessLog>,
+    /// In the order of the configuration.
+    pub upstreams: Vec<Arc<Upstream>>,
+}
+
+/// The layers of a route; the top is the first to see a request.
+#[must_use]
+pub fn route(route: &Route, shared: &Shared) -> RouteService {
+    let top = ServiceBuilder::new()
+        .layer(record(&route.name, shared)) // sees refusals too, and the end of every body
+        .layer(TraceLayer) // passes on or begins the trace, which refusals are logged with as well
+        .layer(RenderLayer); // errors become answers; nothing above can fail
+    match &route.action {
+        Action::Forward(upstream) => match shared.upstreams.get(*upstream) {
+            Some(upstream) => RouteService::new(top.service(forward(route, shared, upstream))),
+            None => RouteService::new(top.service(Refuse(Reason::NoEndpoint))),
+        },
+        Action::Respond { status, content_type, body } => RouteService::new(
+            top.option_layer(rate_limits(route, shared)).option_layer(edits(route)).service(Respond::new(
+                *status,
+                content_type.clone(),
+                Arc::clone(body),
+            )),
+        ),
+        Action::Redirect { status, to } => RouteService::new(
+            top.option_layer(rate_limits(route, shared))
+                .option_layer(edits(route))
+                .service(Redirect::new(*status, Arc::clone(to))),
+        ),
+    }
+}
+
+/// What stands between the rendering of errors and an upstream.
+fn forward(
+    route: &Route,
+    shared: &Shared,
+    upstream: &Arc<Upstream>,
+) -> impl Service<Request, Response = Response, Error = ProxyError, Future: Send + 'static> + Clone + Send + Sync + 'static
+{
+    ServiceBuilder::new()
+        .option_layer(route.timeout.total.map(DeadlineLayer::new)) // one clock over the wait, the attempt and the body
+        .option_layer(rate_limits(route, shared)) // a cheap refusal, before any credit is taken
+        .layer(ForwardLayer) // the duties of an intermediary, which edits may override
+        .option_layer(edits(route))
+        .option_layer(route.rewrite.as_ref().map(RewriteLayer::new))
+        .layer(AdmissionLayer(Arc::clone(upstream))) // a bounded wait for a credit, held until the body ends
+        .service(Attempt::new(Arc::clone(upstream), route.timeout))
+}
+
+/// What serves a request that reaches no route: refused, and recorded like any other.
+#[must_use]
+pub fn refuse(reason: Reason, shared: &Shared) -> RouteService {
+    RouteService::new(
+        ServiceBuilder::new().layer(record("-", shared)).layer(TraceLayer).layer(RenderLayer).service(Refuse(reason)),
+    )
+}
+
+fn record(name: &str, shared: &Shared) -> RecordLayer {
+    RecordLayer::new(name, &shared.registry, shared.access_log.clone())
+}
+
+fn rate_limits(route: &Route, shared: &Shared) -> Option<RateLimitLayer> {
+    let limiter = |settings| Arc::new(Limiter::new(settings, &shared.registry, &route.name));
+    let limiters: Vec<_> = route.rate_limits.iter().cloned().map(limiter).collect();
+    (!limiters.is_empty()).then(|| RateLimitLayer::new(limiters))
+}
+
+fn edits(route: &Route) -> Option<HeadersLayer> {
+    (!route.headers.is_empty()).then(|| HeadersLayer::new(&route.headers))
+}
