@@ -43,6 +43,7 @@ pub mod explain;
 pub mod layers;
 pub mod metrics;
 pub mod router;
+pub mod server;
 pub mod snapshot;
 pub mod stack;
 pub mod stream;

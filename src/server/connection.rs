@@ -1,0 +1,308 @@
+//! One client's connection: its protocol is found, hyper drives it, and it ends when the client has gone, when it
+//! idles, or when the proxy drains.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::entry::Entry;
+use super::io::{GuardedIo, gone, reset_on_close};
+use super::stream_task::{Paced, StreamExecutor};
+use crate::context::Connection;
+use crate::error::Reason;
+
+/// So large that it never runs out: what bounds an h2 connection is its streams times their own windows. A smaller
+/// one lets a few unread streams stop all others, and since h2 counts unread small frames against half of it, kills
+/// the connection.
+pub(crate) const CONNECTION_WINDOW: u32 = 1 << 30;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What every connection of the proxy is held to.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes a stream may hold in user memory in one direction.
+    pub buffer: usize,
+    /// For the handshake, the first bytes, and each request head.
+    pub header_timeout: Duration,
+    /// How long a connection may be without a request.
+    pub idle_timeout: Duration,
+    /// h2 streams at most.
+    pub max_streams: u32,
+    /// Bytes of a request head at most.
+    pub max_header_size: usize,
+    /// How long a client may take nothing, where no route says otherwise.
+    pub stall_timeout: Duration,
+    /// The longest that any route allows.
+    pub longest_stall: Duration,
+}
+
+/// Serves a connection to its end.
+pub(super) struct Session {
+    pub(super) entry: Arc<Entry>,
+    pub(super) limits: Limits,
+    pub(super) connection: Arc<Connection>,
+    pub(super) socket: Arc<TcpStream>,
+}
+
+impl Session {
+    /// Finds the protocol and serves it. What follows is boxed: a connection then holds the state of its own protocol
+    /// only, not room for any.
+    pub(super) async fn run(self, tls: Option<TlsAcceptor>) {
+        let io = GuardedIo::new(Arc::clone(&self.socket), Arc::clone(&self.connection));
+        match tls {
+            None => match self.in_time(speaks_h2(&self.socket)).await {
+                Some(Ok(true)) => Box::pin(self.serve_h2(io)).await,
+                Some(Ok(false)) => Box::pin(self.serve_h1(io)).await,
+                Some(Err(_)) | None => {}
+            },
+            Some(tls) => match self.in_time(Box::pin(tls.accept(io))).await {
+                Some(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                    Box::pin(self.serve_h2(Box::new(stream))).await;
+                }
+                Some(Ok(stream)) => Box::pin(self.serve_h1(Box::new(stream))).await,
+                Some(Err(error)) => tracing::debug!(peer = ?self.connection.peer, %error, "TLS handshake failed"),
+                None => {}
+            },
+        }
+    }
+
+    /// What comes before the first request: bounded in time, and not worth waiting for when the proxy drains.
+    async fn in_time<T>(&self, opening: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            opened = timeout(self.limits.header_timeout, opening) => opened.ok(),
+            () = self.entry.shutdown.drain.cancelled() => None,
+        }
+    }
+
+    async fn serve_h1(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let (entry, connection) = (Arc::clone(&self.entry), Arc::clone(&self.connection));
+        let service = service_fn(move |request| {
+            let context = entry.begin(&connection, &request);
+            let answer = Arc::clone(&entry).answer(context, request);
+            async move { Ok::<_, Infallible>(answer.await.map(Paced::unwatched)) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(None) // also cuts idle connections; `overdue` tells the two apart
+            .max_buf_size(self.limits.buffer.max(self.limits.max_header_size))
+            .max_header_size(self.limits.max_header_size)
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades();
+        self.drive(connection, self.limits.header_timeout).await;
+    }
+
+    async fn serve_h2(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let (entry, connection) = (Arc::clone(&self.entry), Arc::clone(&self.connection));
+        let executor = StreamExecutor::new(self.entry.tasks.clone());
+        let streams = executor.clone();
+        let service = service_fn(move |request| {
+            let context = entry.begin(&connection, &request);
+            let pace = streams.announce(context.clone());
+            let answer = Arc::clone(&entry).answer(context, request);
+            async move { Ok::<_, Infallible>(answer.await.map(|body| Paced::new(body, pace))) }
+        });
+        let buffer = u32::try_from(self.limits.buffer).unwrap_or(u32::MAX);
+        let connection = http2::Builder::new(executor)
+            .timer(TokioTimer::new())
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_stream_window_size(buffer.max(64 * 1024 - 1))
+            .max_send_buf_size(self.limits.buffer)
+            .max_concurrent_streams(self.limits.max_streams)
+            .max_header_list_size(u32::try_from(self.limits.max_header_size).unwrap_or(u32::MAX))
+            .keep_alive_interval(Duration::from_secs(30))
+            // A client that reads nothing answers no ping either; how long it may do so is the routes' matter.
+            .keep_alive_timeout(self.limits.longest_stall.max(Duration::from_secs(20)))
+            .serve_connection(TokioIo::new(io), service);
+        // Frames that are no request come at any time, so bytes do not mean that a head has begun.
+        self.drive(connection, Duration::MAX).await;
+    }
+
+    /// Drives hyper's connection until it ends or must.
+    async fn drive(&self, connection: impl Drive, header_timeout: Duration) {
+        let mut connection = std::pin::pin!(connection);
+        let mut client = Client {
+            overdue: Some(Box::pin(overdue(&self.connection, self.limits.idle_timeout, header_timeout))),
+            gone: Box::pin(gone(&self.socket)),
+            has_gone: false,
+        };
+        let shutdown = &self.entry.shutdown;
+        match self.serve_until(connection.as_mut(), &mut client, &shutdown.drain).await {
+            Until::Over => {}
+            Until::Idle => {
+                // Told of the end, the client knows that a request which crosses it was not read.
+                connection.as_mut().graceful_shutdown();
+                let quiet_since = self.connection.idle_since();
+                let mut goodbye = std::pin::pin!(self.serve_until(connection.as_mut(), &mut client, &shutdown.cut));
+                let until = match timeout(GOODBYE, goodbye.as_mut()).await {
+                    Ok(until) => until,
+                    Err(_) if self.connection.active() == 0 && self.connection.idle_since() == quiet_since => {
+                        Until::Over
+                    }
+                    // One crossed and was read all the same: it is served.
+                    Err(_) => goodbye.await,
+                };
+                if let Until::Signal = until {
+                    self.connection.mark_cut(Reason::Drained);
+                }
+            }
+            Until::Signal => {
+                connection.as_mut().graceful_shutdown();
+                if let Until::Signal = self.serve_until(connection.as_mut(), &mut client, &shutdown.cut).await {
+                    self.connection.mark_cut(Reason::Drained);
+                }
+            }
+        }
+        if self.connection.cut().is_some() {
+            reset_on_close(&self.socket);
+        }
+    }
+
+    /// Serves until the connection is over or idle, or until `signal`.
+    async fn serve_until<C: Drive, O: Future<Output = Overdue>, G: Future<Output = ()>>(
+        &self,
+        mut connection: Pin<&mut C>,
+        client: &mut Client<O, G>,
+        signal: &CancellationToken,
+    ) -> Until {
+        let mut signal = std::pin::pin!(signal.cancelled());
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+                // Our body broke off, and to this client the end of the connection would look like the body's.
+                if result.is_err_and(|error| error.is_user()) && self.connection.is_close_delimited() {
+                    reset_on_close(&self.socket);
+                }
+                return Poll::Ready(Until::Over);
+            }
+            if let Poll::Ready(until) = client.poll_end(&self.connection, cx) {
+                return Poll::Ready(until);
+            }
+            signal.as_mut().poll(cx).map(|()| Until::Signal)
+        })
+        .await
+    }
+}
+
+/// How long an idle connection may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Why a connection is not served on as before.
+enum Until {
+    Over,
+    Idle,
+    Signal,
+}
+
+/// What took too long.
+enum Overdue {
+    Head,
+    Request,
+}
+
+/// What is known of the client beside its bytes.
+struct Client<O, G> {
+    /// None once it was told.
+    overdue: Option<Pin<Box<O>>>,
+    gone: Pin<Box<G>>,
+    has_gone: bool,
+}
+
+impl<O: Future<Output = Overdue>, G: Future<Output = ()>> Client<O, G> {
+    /// Ready when there is nobody left to serve, or nothing to serve.
+    fn poll_end(&mut self, connection: &Connection, cx: &mut Context<'_>) -> Poll<Until> {
+        self.has_gone = self.has_gone || self.gone.as_mut().poll(cx).is_ready();
+        // What a client said before it went hyper may still read and serve, but nothing is waited for.
+        if self.has_gone && connection.active() > 0 {
+            return Poll::Ready(Until::Over);
+        }
+        let Some(overdue) = &mut self.overdue else { return Poll::Pending };
+        let overdue = ready!(overdue.as_mut().poll(cx));
+        self.overdue = None;
+        Poll::Ready(match overdue {
+            Overdue::Head => Until::Over,
+            Overdue::Request => Until::Idle,
+        })
+    }
+}
+
+/// hyper's two kinds of connection, as far as they are driven alike.
+trait Drive: Future<Output = hyper::Result<()>> {
+    fn graceful_shutdown(self: Pin<&mut Self>);
+}
+
+impl<I, S, B> Drive for http1::UpgradeableConnection<I, S>
+where
+    http1::UpgradeableConnection<I, S>: Future<Output = hyper::Result<()>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: http_body::Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        http1::UpgradeableConnection::graceful_shutdown(self);
+    }
+}
+
+impl<I, S, B, E> Drive for http2::Connection<I, S, E>
+where
+    http2::Connection<I, S, E>: Future<Output = hyper::Result<()>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: http_body::Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    E: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
+{
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        http2::Connection::graceful_shutdown(self);
+    }
+}
+
+/// Ends when the connection has been without a request, or with half a head, for too long.
+async fn overdue(connection: &Connection, idle: Duration, header: Duration) -> Overdue {
+    let glance = (idle.min(header) / 2).max(Duration::from_millis(1));
+    loop {
+        if connection.active() > 0 {
+            sleep(glance).await;
+            continue;
+        }
+        let head_until = connection.head_since().and_then(|since| since.checked_add(header));
+        let deadline = head_until.unwrap_or_else(|| connection.idle_since() + idle);
+        if deadline <= Instant::now() {
+            return if head_until.is_some() { Overdue::Head } else { Overdue::Request };
+        }
+        sleep_until(deadline.min(Instant::now() + glance)).await;
+    }
+}
+
+/// Looks at the first bytes without taking them: HTTP/2 by prior knowledge begins with a fixed preface.
+async fn speaks_h2(socket: &TcpStream) -> std::io::Result<bool> {
+    let mut seen = [0; PREFACE.len()];
+    let mut pause = Duration::from_millis(5);
+    loop {
+        let read = socket.peek(&mut seen).await?;
+        let seen = seen.get(..read).unwrap_or_default();
+        if !PREFACE.starts_with(seen) || read == 0 {
+            return Ok(false);
+        }
+        if read == PREFACE.len() {
+            return Ok(true);
+        }
+        // The rest of a torn preface: unread bytes keep the socket readable, so only time can be waited for.
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(500));
+    }
+}

@@ -1,0 +1,181 @@
+//! Where a request begins: its context is made, its route found, and after an answer of 101 its tunnel started.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::request::Parts;
+use http::uri::Authority;
+use http::{Method, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
+
+use super::shutdown::Shutdown;
+use crate::body::{Body, End};
+use crate::context::{Connection, Request, RequestContext, RequestId, Response};
+use crate::entropy;
+use crate::error::Reason;
+use crate::snapshot::{Current, Leaf};
+use crate::stream::tunnel;
+use crate::tasks::Group;
+
+/// Shared by all connections.
+#[derive(Debug)]
+pub struct Entry {
+    /// What serves requests now.
+    pub current: Current,
+    /// Peers whose word on their clients is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Connections, streams and tunnels.
+    pub tasks: Group,
+    /// When they must end.
+    pub shutdown: Shutdown,
+}
+
+impl Entry {
+    /// Whether a peer's `X-Forwarded-*` fields are believed.
+    pub(super) fn trusts(&self, peer: Option<IpAddr>) -> bool {
+        peer.is_some_and(|peer| {
+            let peer = peer.to_canonical();
+            self.trusted_proxies.iter().any(|net| net.contains(&peer))
+        })
+    }
+
+    /// A new request's context.
+    pub(super) fn begin(&self, connection: &Arc<Connection>, request: &http::Request<Incoming>) -> RequestContext {
+        let id = RequestId::new(SystemTime::now(), entropy::random_u128());
+        RequestContext::new(id, Arc::clone(connection), self.client(connection, request))
+    }
+
+    /// Answers a request. Dropping the future leaves the queue or cancels the upstream's call.
+    pub(super) async fn answer(
+        self: Arc<Self>,
+        context: RequestContext,
+        mut request: http::Request<Incoming>,
+    ) -> Response {
+        let is_head = request.method() == Method::HEAD;
+        let client = request.headers().contains_key(UPGRADE).then(|| hyper::upgrade::on(&mut request));
+        let (parts, body) = request.into_parts();
+        let leaf = {
+            let snapshot = self.current.load();
+            if parts.method == Method::CONNECT {
+                Arc::clone(&snapshot.connect)
+            } else if is_unambiguous(&parts) {
+                let found = snapshot.router.find(&context.connection().listener, &parts);
+                Arc::clone(found.unwrap_or(&snapshot.no_route))
+            } else {
+                Arc::clone(&snapshot.malformed)
+            }
+        };
+        prepare(&context, &leaf);
+        let connection = Arc::clone(context.connection());
+        if parts.version == Version::HTTP_10 {
+            connection.expect_close();
+        }
+        let mut request = Request::from_parts(parts, Body::from(body));
+        request.extensions_mut().insert(context);
+        let Ok(mut response) = leaf.service.call(request).await;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            connection.become_tunnel();
+            self.switch(client, &mut response, &leaf);
+        }
+        if is_head {
+            without_body(&mut response);
+        }
+        response
+    }
+
+    /// The address that limits and logs use: the peer's, or behind trusted proxies the nearest address in
+    /// `X-Forwarded-For` that is not one of theirs.
+    fn client(&self, connection: &Connection, request: &http::Request<Incoming>) -> Option<IpAddr> {
+        let peer = connection.peer.map(|peer| peer.ip().to_canonical());
+        if !connection.trusted {
+            return peer;
+        }
+        let mut client = peer;
+        // From the right, as far as it can be read: what stands left of something unreadable is anybody's word.
+        let lines = request.headers().get_all("x-forwarded-for").iter().rev();
+        for hop in lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b',')) {
+            let Some(address) = address(hop) else { break };
+            client = Some(address.to_canonical());
+            if !self.trusts(client) {
+                break;
+            }
+        }
+        client
+    }
+
+    /// After 101: what lived as long as the answer's body now lives as long as the tunnel.
+    fn switch(&self, client: Option<OnUpgrade>, response: &mut Response, leaf: &Leaf) {
+        let upstream = hyper::upgrade::on(&mut *response);
+        let mut body = std::mem::take(response.body_mut());
+        let held = std::mem::take(response.extensions_mut());
+        let Some(client) = client else { return body.finish(End::Failed(Reason::UpgradeFailed)) };
+        let (idle, shutdown) = (leaf.idle, self.shutdown.clone());
+        self.tasks.spawn(async move {
+            let carried = async {
+                let client = async { client.await.map_err(|_| Reason::ClientGone) };
+                let upstream = async { upstream.await.map_err(|_| Reason::UpgradeFailed) };
+                match tokio::try_join!(client, upstream) {
+                    Ok((client, upstream)) => {
+                        let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+                        tunnel::carry(client, upstream, idle, |bytes| body.tell(bytes)).await
+                    }
+                    Err(reason) => End::Failed(reason),
+                }
+            };
+            let end = tokio::select! {
+                end = carried => end,
+                () = shutdown.cut.cancelled() => End::Failed(Reason::Drained),
+            };
+            body.finish(end);
+            drop(held);
+        });
+    }
+}
+
+/// An address in `X-Forwarded-For`; some proxies add the port.
+fn address(hop: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(hop).ok()?.trim();
+    let bare = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip())).or_else(bare)
+}
+
+/// Whether the request says once and well-formed what it is for (RFC 9112, section 3.2; RFC 9113, section 8.3.1) and
+/// how its body is coded: what can be read in two ways could mean one thing here and another to the upstream.
+fn is_unambiguous(request: &Parts) -> bool {
+    let mut hosts = request.headers.get_all(HOST).iter();
+    let target = request.uri.authority().map(Authority::as_str);
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => {
+            let authority = Authority::try_from(host.as_bytes());
+            let same = request.version != Version::HTTP_2
+                || target.is_none_or(|target| host.as_bytes().eq_ignore_ascii_case(target.as_bytes()));
+            (host.is_empty() || authority.is_ok_and(|authority| !authority.as_str().contains('@'))) && same
+        }
+        (None, _) => request.version != Version::HTTP_11,
+        (Some(_), Some(_)) => false,
+    };
+    let mut codings = request.headers.get_all(TRANSFER_ENCODING).iter();
+    let coding = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    host && target.is_none_or(|target| !target.contains('@')) && coding && codings.next().is_none()
+}
+
+/// An answer to HEAD says how long the body would be and has none; hyper sees to it on HTTP/1 only.
+fn without_body(response: &mut Response) {
+    let length = http_body::Body::size_hint(response.body()).exact();
+    if let Some(length) = length.filter(|length| *length > 0) {
+        response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    *response.body_mut() = Body::empty();
+}
+
+/// Tells the connection what this route allows its client.
+fn prepare(context: &RequestContext, leaf: &Leaf) {
+    let _ = context.notes().route.set(Arc::clone(&leaf.name));
+    context.notes().stall.set(leaf.stall_timeout);
+    context.connection().allow_stall(leaf.stall_timeout);
+}

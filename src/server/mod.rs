@@ -1,0 +1,24 @@
+//! The front door: from an accepted socket to a request in the hands of a route.
+//!
+//! | file | does |
+//! |---|---|
+//! | `listener.rs` | binds, accepts within the bound on connections, sets socket options |
+//! | `tls.rs` | certificates by SNI, ALPN |
+//! | `connection.rs` | finds the protocol, drives hyper, watches for the client's end, idles and drains |
+//! | `io.rs` | the socket that cuts a stalled client |
+//! | `stream_task.rs` | h2 streams that are cut one by one |
+//! | `shutdown.rs` | when connections must end |
+//! | `entry.rs` | makes a request's context, finds its route, starts tunnels |
+
+mod connection;
+mod entry;
+mod io;
+mod listener;
+mod shutdown;
+mod stream_task;
+mod tls;
+
+pub use connection::Limits;
+pub use entry::Entry;
+pub use listener::{Bound, Server, bind};
+pub use shutdown::Shutdown;
