@@ -33,6 +33,7 @@
 //! waits inside `call`, where it is bounded in count and time.
 
 pub mod access_log;
+pub mod admin;
 pub mod body;
 pub mod config;
 pub mod context;
