@@ -34,7 +34,9 @@
 
 pub mod access_log;
 pub mod admin;
+pub mod app;
 pub mod body;
+pub mod cli;
 pub mod config;
 pub mod context;
 pub mod control;
