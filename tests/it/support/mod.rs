@@ -1,0 +1,30 @@
+//! What the tests stand on.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `proxy.rs` | [`Proxy`]: the real program, its addresses, its metrics, its logs |
+//! | `origin.rs` | [`Origin`]: a scripted upstream that counts what it sees |
+//! | `flood.rs` | [`Flood`]: a raw upstream that sends as fast as it can and knows what was taken |
+//! | `client.rs` | [`Raw`], [`h1`], [`h2`], [`get`]: clients that do exactly what a test says |
+//! | `certs.rs` | [`Certs`]: an authority, a server, a client |
+//! | `metrics.rs` | [`Metrics`]: the Prometheus text, parsed |
+//! | `python.rs` | the interpreter with the client libraries of other people |
+//! | `wait.rs` | [`eventually`] |
+
+mod certs;
+mod client;
+mod flood;
+mod metrics;
+mod origin;
+mod proxy;
+mod python;
+mod wait;
+
+pub(crate) use certs::Certs;
+pub(crate) use client::{Answer, Raw, channel, empty, get, h1, h2, h2_tls, request};
+pub(crate) use flood::Flood;
+pub(crate) use metrics::Metrics;
+pub(crate) use origin::{Origin, Record};
+pub(crate) use proxy::{Proxy, run};
+pub(crate) use python::python;
+pub(crate) use wait::{eventually, raise_file_limit};
