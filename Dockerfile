@@ -14,11 +14,11 @@ RUN mkdir -p src tests/it benches examples \
     && echo 'fn main() {}' | tee src/main.rs tests/it/main.rs > examples/bench_load.rs \
     && touch src/lib.rs \
     && sed -i '/^\[\[bench\]\]/,/^$/d' Cargo.toml \
-    && cargo build --release --locked --bin headworks
+    && cargo build --profile dist --locked --bin headworks
 COPY . .
 RUN mkdir -p tests/it && echo 'fn main() {}' > tests/it/main.rs \
     && find src -exec touch {} + \
-    && cargo build --release --locked --bin headworks
+    && cargo build --profile dist --locked --bin headworks
 
 FROM debian:bookworm-slim
 # Authorities for upstreams over TLS; nothing else is needed beside the binary.
@@ -26,7 +26,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --no-create-home --uid 10001 headworks
-COPY --from=build /src/target/release/headworks /usr/local/bin/headworks
+COPY --from=build /src/target/dist/headworks /usr/local/bin/headworks
 COPY LICENSE-APACHE LICENSE-MIT /usr/share/doc/headworks/
 USER 10001
 EXPOSE 8080
