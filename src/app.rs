@@ -159,7 +159,6 @@ fn snapshot(config: &Config, shared: &Shared) -> Snapshot {
         no_route: refuse(Reason::NoRoute),
         malformed: refuse(Reason::BadRequest),
         connect: refuse(Reason::MethodRefused),
-        generation: 1,
     }
 }
 

@@ -21,8 +21,6 @@ pub struct Snapshot {
     pub malformed: Arc<Leaf>,
     /// What serves a request for a tunnel to anywhere (CONNECT).
     pub connect: Arc<Leaf>,
-    /// Counts the swaps.
-    pub generation: u64,
 }
 
 /// The place that everything reads its snapshot from.

@@ -22,11 +22,7 @@ use super::io::{GuardedIo, gone, reset_on_close};
 use super::stream_task::{Paced, StreamExecutor};
 use crate::context::Connection;
 use crate::error::Reason;
-
-/// So large that it never runs out: what bounds an h2 connection is its streams times their own windows. A smaller
-/// one lets a few unread streams stop all others, and since h2 counts unread small frames against half of it, kills
-/// the connection.
-pub(crate) const CONNECTION_WINDOW: u32 = 1 << 30;
+use crate::upstream::CONNECTION_WINDOW;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -139,30 +135,25 @@ impl Session {
             has_gone: false,
         };
         let shutdown = &self.entry.shutdown;
-        match self.serve_until(connection.as_mut(), &mut client, &shutdown.drain).await {
-            Until::Over => {}
-            Until::Idle => {
-                // Told of the end, the client knows that a request which crosses it was not read.
-                connection.as_mut().graceful_shutdown();
-                let quiet_since = self.connection.idle_since();
-                let mut goodbye = std::pin::pin!(self.serve_until(connection.as_mut(), &mut client, &shutdown.cut));
-                let until = match timeout(GOODBYE, goodbye.as_mut()).await {
+        let mut until = self.serve_until(connection.as_mut(), &mut client, &shutdown.drain).await;
+        if !matches!(until, Until::Over) {
+            // Told of the end, the client knows that a request which crosses it was not read.
+            connection.as_mut().graceful_shutdown();
+            let quiet_since = self.connection.idle_since();
+            let mut goodbye = std::pin::pin!(self.serve_until(connection.as_mut(), &mut client, &shutdown.cut));
+            until = match until {
+                Until::Idle => match timeout(GOODBYE, goodbye.as_mut()).await {
                     Ok(until) => until,
                     Err(_) if self.connection.active() == 0 && self.connection.idle_since() == quiet_since => {
                         Until::Over
                     }
                     // One crossed and was read all the same: it is served.
                     Err(_) => goodbye.await,
-                };
-                if let Until::Signal = until {
-                    self.connection.mark_cut(Reason::Drained);
-                }
-            }
-            Until::Signal => {
-                connection.as_mut().graceful_shutdown();
-                if let Until::Signal = self.serve_until(connection.as_mut(), &mut client, &shutdown.cut).await {
-                    self.connection.mark_cut(Reason::Drained);
-                }
+                },
+                _ => goodbye.await,
+            };
+            if let Until::Signal = until {
+                self.connection.mark_cut(Reason::Drained);
             }
         }
         if self.connection.cut().is_some() {

@@ -30,6 +30,7 @@ mod tls;
 
 pub use admission::{Admission, Credit};
 pub use client::{Client, UpgradeLease};
+pub(crate) use handshake::CONNECTION_WINDOW;
 pub use pool::PoolStats;
 pub use service::{AdmissionLayer, Admit, Admitted, Attempt, Upstream};
 pub use settings::{
