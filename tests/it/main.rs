@@ -28,6 +28,7 @@ mod admission;
 mod cli;
 mod connections;
 mod docs;
+mod floods;
 mod floors;
 mod forwarding;
 mod grpc;

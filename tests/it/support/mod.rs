@@ -6,6 +6,7 @@
 //! | `origin.rs` | [`Origin`]: a scripted upstream that counts what it sees |
 //! | `flood.rs` | [`Flood`]: a raw upstream that sends as fast as it can and knows what was taken |
 //! | `client.rs` | [`Raw`], [`h1`], [`h2`], [`get`]: clients that do exactly what a test says |
+//! | `h2_raw.rs` | [`h2_raw::H2Raw`]: HTTP/2 frame by frame, and the functions that make frames |
 //! | `certs.rs` | [`Certs`]: an authority, a server, a client |
 //! | `metrics.rs` | [`Metrics`]: the Prometheus text, parsed |
 //! | `python.rs` | the interpreter with the client libraries of other people |
@@ -14,6 +15,7 @@
 mod certs;
 mod client;
 mod flood;
+pub(crate) mod h2_raw;
 mod metrics;
 mod origin;
 mod proxy;
