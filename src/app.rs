@@ -5,20 +5,17 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use crate::access_log::{AccessLog, Format};
 use crate::admin::{self, Admin};
 use crate::config::{self, Config};
-use crate::error::Reason;
 use crate::explain;
 use crate::metrics::Registry;
-use crate::router::Router;
-use crate::server::{self, Bound, Entry, Limits, Server};
-use crate::snapshot::{Current, Leaf, Snapshot};
-use crate::stack::{self, Shared};
+use crate::server::{self, Entry, Listeners, Prepared, Server};
+use crate::snapshot::{Current, Snapshot};
+use crate::stack::Shared;
 use crate::tasks;
 use crate::upstream::Upstream;
 
@@ -27,7 +24,8 @@ use crate::upstream::Upstream;
 pub struct App {
     config: Config,
     server: Arc<Server>,
-    listeners: Vec<Bound>,
+    listeners: Listeners,
+    prepared: Prepared,
     admin: Option<admin::Bound>,
     ready: Arc<AtomicBool>,
     access_log: Option<AccessLog>,
@@ -65,21 +63,16 @@ impl App {
         };
         let access_log = access_log.map(|format| AccessLog::to_stdout(format, &registry));
         let shared = shared(&config, &registry, access_log.clone())?;
-        let current: Current = Arc::new(ArcSwap::from_pointee(snapshot(&config, &shared)));
-        let entry = Arc::new(Entry {
-            current,
-            trusted_proxies: config.server.trusted_proxies.clone(),
-            tasks: tasks::Group::default(),
-            shutdown: server::Shutdown::default(),
-        });
-        let server = Server::new(entry, limits(&config), config.server.max_connections, registry.clone());
-        let mut listeners = Vec::new();
-        for listener in &config.server.listeners {
-            let bound = server::bind(listener).await.map_err(|error| {
-                StartError::new(format!("cannot listen on {} ({})", listener.address, listener.name), error)
-            })?;
-            listeners.push(bound);
-        }
+        let doors = server::doors(&config.server.listeners)
+            .map_err(|(name, error)| StartError::new(format!("listener {name}"), error))?;
+        let current: Current = Arc::new(ArcSwap::from_pointee(Snapshot::new(&config, &shared, doors.clone(), 1)));
+        let entry = Arc::new(Entry { current, tasks: tasks::Group::default(), shutdown: server::Shutdown::default() });
+        let server = Arc::new(Server::new(entry, config.server.max_connections, registry.clone()));
+        let listeners = Listeners::new(Arc::clone(&server));
+        let prepared = listeners
+            .prepare(&doors)
+            .await
+            .map_err(|error| StartError::new(format!("cannot listen on {}", error.what), error.cause))?;
         let ready = Arc::new(AtomicBool::new(false));
         let admin =
             match &config.admin {
@@ -93,27 +86,23 @@ impl App {
                     })?)
                 }
             };
-        Ok(Self { config, server: Arc::new(server), listeners, admin, ready, access_log })
+        Ok(Self { config, server, listeners, prepared, admin, ready, access_log })
     }
 
     /// Where each listener is bound, by name; the admin port as `admin`.
     #[must_use]
     pub fn addresses(&self) -> Vec<(Arc<str>, std::net::SocketAddr)> {
-        let listeners = self.listeners.iter().map(|bound| (Arc::clone(bound.name()), bound.address()));
-        let admin = self.admin.iter().map(|bound| ("admin".into(), bound.address()));
-        listeners.chain(admin).filter_map(|(name, address)| Some((name, address.ok()?))).collect()
+        let mut addresses = self.prepared.addresses();
+        addresses.extend(self.admin.iter().filter_map(|bound| Some(("admin".into(), bound.address().ok()?))));
+        addresses
     }
 
     /// Serves until `stop` completes, then drains: not ready, no new connections, grace for what is in flight. `hurry`,
     /// waited for only then, ends the grace.
     pub async fn run<H: Future<Output = ()>>(self, stop: impl Future<Output = ()>, hurry: impl FnOnce() -> H) {
-        for (listener, address) in self.addresses() {
-            tracing::info!(%listener, %address, "listening");
-        }
-        let mut serving = Vec::new();
-        for bound in self.listeners {
-            let server = Arc::clone(&self.server);
-            serving.push(tasks::spawn(async move { server.serve(bound).await }));
+        self.listeners.apply(self.prepared);
+        if let Some(Ok(address)) = self.admin.as_ref().map(admin::Bound::address) {
+            tracing::info!(listener = "admin", %address, "listening");
         }
         let admin = self.admin.map(|bound| tasks::spawn(bound.serve()));
         self.ready.store(true, Relaxed);
@@ -124,7 +113,7 @@ impl App {
         if cut > 0 {
             tracing::warn!(cut, "connections, streams and tunnels were cut at the end of the grace time");
         }
-        drop((serving, admin));
+        drop((self.listeners, admin));
         if let Some(log) = self.access_log {
             log.close();
         }
@@ -142,54 +131,4 @@ fn shared(config: &Config, registry: &Registry, access_log: Option<AccessLog>) -
         })
         .collect::<Result<_, _>>()?;
     Ok(Shared { registry: registry.clone(), access_log, upstreams })
-}
-
-fn snapshot(config: &Config, shared: &Shared) -> Snapshot {
-    let stall_timeout = config.server.stream.stall_timeout;
-    let leaf = |name: &Arc<str>, stall_timeout, idle, service| {
-        Arc::new(Leaf { name: Arc::clone(name), stall_timeout, idle, service })
-    };
-    let refuse = |reason| leaf(&"-".into(), stall_timeout, None, stack::refuse(reason, shared));
-    let routes = config.routes.iter().map(|route| {
-        let service = stack::route(route, shared);
-        (route.matcher.clone(), leaf(&route.name, route.stall_timeout, route.timeout.idle, service))
-    });
-    Snapshot {
-        router: Router::new(routes),
-        no_route: refuse(Reason::NoRoute),
-        malformed: refuse(Reason::BadRequest),
-        connect: refuse(Reason::MethodRefused),
-    }
-}
-
-fn limits(config: &Config) -> Limits {
-    let server = &config.server;
-    let stalls = config.routes.iter().map(|route| route.stall_timeout);
-    Limits {
-        buffer: server.stream.buffer,
-        header_timeout: server.header_timeout,
-        idle_timeout: server.idle_timeout,
-        max_streams: server.max_streams,
-        max_header_size: server.max_header_size,
-        stall_timeout: server.stream.stall_timeout,
-        longest_stall: stalls.fold(server.stream.stall_timeout, Duration::max),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::path::Path;
-
-    #[test]
-    fn nothing_of_a_connection_is_less_patient_than_the_most_patient_route() {
-        let stalls = |text: &str| {
-            let route = "[[route]]\nrespond.status = 204\n";
-            let limits = limits(&config::parse(&format!("{route}{text}"), "x.toml", Path::new("")).unwrap());
-            (limits.stall_timeout.as_secs(), limits.longest_stall.as_secs())
-        };
-        assert_eq!(stalls(""), (30, 30));
-        assert_eq!(stalls("stream.stall_timeout = \"10m\"\n[stream]\nstall_timeout = \"1s\"\n"), (1, 600));
-        assert_eq!(stalls("stream.stall_timeout = \"1s\"\n[stream]\nstall_timeout = \"10m\"\n"), (600, 600));
-    }
 }

@@ -1,18 +1,28 @@
-//! What serves requests now, behind one pointer: a change of configuration is one swap, and a request keeps the
-//! snapshot that it began with.
+//! What is in force now, behind one pointer: a change of configuration is one swap. A request keeps the snapshot that
+//! it began with; a connection keeps the limits and the certificates that it was accepted with.
+//!
+//! What must outlive a snapshot (credits, queues, buckets, pools) is only pointed to from here, and kept by
+//! [`live`](crate::live).
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use tokio_rustls::TlsAcceptor;
 
+use crate::config::{self, Config};
+use crate::error::Reason;
 use crate::router::Router;
-use crate::stack::RouteService;
+use crate::stack::{self, RouteService, Shared};
 
 /// See the module's text.
 #[derive(Debug)]
 pub struct Snapshot {
+    /// 1 at the start, and one more with each change.
+    pub generation: u64,
     /// All routes.
     pub router: Router<Arc<Leaf>>,
     /// What serves a request that no route matches.
@@ -21,10 +31,109 @@ pub struct Snapshot {
     pub malformed: Arc<Leaf>,
     /// What serves a request for a tunnel to anywhere (CONNECT).
     pub connect: Arc<Leaf>,
+    /// Peers whose word on their clients is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// What every connection is held to.
+    pub limits: Limits,
+    /// One for each listener.
+    pub doors: Vec<Arc<Door>>,
 }
 
 /// The place that everything reads its snapshot from.
 pub type Current = Arc<ArcSwap<Snapshot>>;
+
+impl Snapshot {
+    /// What `config` says, with the state that `shared` keeps and the doors that were built for its listeners.
+    #[must_use]
+    pub fn new(config: &Config, shared: &Shared, doors: Vec<Arc<Door>>, generation: u64) -> Self {
+        let stall_timeout = config.server.stream.stall_timeout;
+        let leaf = |name: &Arc<str>, stall_timeout, idle, service| {
+            Arc::new(Leaf { name: Arc::clone(name), stall_timeout, idle, service })
+        };
+        let refuse = |reason| leaf(&"-".into(), stall_timeout, None, stack::refuse(reason, shared));
+        let routes = config.routes.iter().map(|route| {
+            let service = stack::route(route, shared);
+            (route.matcher.clone(), leaf(&route.name, route.stall_timeout, route.timeout.idle, service))
+        });
+        Self {
+            generation,
+            router: Router::new(routes),
+            no_route: refuse(Reason::NoRoute),
+            malformed: refuse(Reason::BadRequest),
+            connect: refuse(Reason::MethodRefused),
+            trusted_proxies: config.server.trusted_proxies.clone(),
+            limits: Limits::new(config),
+            doors,
+        }
+    }
+
+    /// Whether a peer's `X-Forwarded-*` fields are believed.
+    #[must_use]
+    pub fn trusts(&self, peer: Option<IpAddr>) -> bool {
+        peer.is_some_and(|peer| {
+            let peer = peer.to_canonical();
+            self.trusted_proxies.iter().any(|net| net.contains(&peer))
+        })
+    }
+
+    /// The door of the listener with this name.
+    #[must_use]
+    pub fn door(&self, listener: &str) -> Option<&Arc<Door>> {
+        self.doors.iter().find(|door| *door.settings.name == *listener)
+    }
+}
+
+/// What a listener holds a connection to. Taken from the snapshot in force for each connection that is accepted, so
+/// that other certificates need no other socket.
+pub struct Door {
+    /// What the configuration says of the listener.
+    pub settings: config::Listener,
+    /// Its certificates; none when it is plain.
+    pub tls: Option<TlsAcceptor>,
+}
+
+impl fmt::Debug for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Door").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// What every connection of the proxy is held to.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes a stream may hold in user memory in one direction.
+    pub buffer: usize,
+    /// For the handshake, the first bytes, and each request head.
+    pub header_timeout: Duration,
+    /// How long a connection may be without a request.
+    pub idle_timeout: Duration,
+    /// h2 streams at most.
+    pub max_streams: u32,
+    /// Bytes of a request head at most.
+    pub max_header_size: usize,
+    /// How long a client may take nothing, where no route says otherwise.
+    pub stall_timeout: Duration,
+    /// The longest that any route allows.
+    pub longest_stall: Duration,
+}
+
+impl Limits {
+    /// What `config` says, in one place.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let server = &config.server;
+        let stalls = config.routes.iter().map(|route| route.stall_timeout);
+        Self {
+            buffer: server.stream.buffer,
+            header_timeout: server.header_timeout,
+            idle_timeout: server.idle_timeout,
+            max_streams: server.max_streams,
+            max_header_size: server.max_header_size,
+            stall_timeout: server.stream.stall_timeout,
+            longest_stall: stalls.fold(server.stream.stall_timeout, Duration::max),
+        }
+    }
+}
 
 /// A route as the front door sees it.
 pub struct Leaf {
@@ -41,5 +150,23 @@ pub struct Leaf {
 impl fmt::Debug for Leaf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Leaf").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn nothing_of_a_connection_is_less_patient_than_the_most_patient_route() {
+        let stalls = |text: &str| {
+            let route = "[[route]]\nrespond.status = 204\n";
+            let limits = Limits::new(&config::parse(&format!("{route}{text}"), "x.toml", Path::new("")).unwrap());
+            (limits.stall_timeout.as_secs(), limits.longest_stall.as_secs())
+        };
+        assert_eq!(stalls(""), (30, 30));
+        assert_eq!(stalls("stream.stall_timeout = \"10m\"\n[stream]\nstall_timeout = \"1s\"\n"), (1, 600));
+        assert_eq!(stalls("stream.stall_timeout = \"1s\"\n[stream]\nstall_timeout = \"10m\"\n"), (600, 600));
     }
 }

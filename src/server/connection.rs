@@ -19,35 +19,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::entry::Entry;
 use super::io::{GuardedIo, gone, reset_on_close};
+use super::shutdown::Shutdown;
 use super::stream_task::{Paced, StreamExecutor};
 use crate::context::Connection;
 use crate::error::Reason;
+use crate::snapshot::Limits;
 use crate::upstream::CONNECTION_WINDOW;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What every connection of the proxy is held to.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Bytes a stream may hold in user memory in one direction.
-    pub buffer: usize,
-    /// For the handshake, the first bytes, and each request head.
-    pub header_timeout: Duration,
-    /// How long a connection may be without a request.
-    pub idle_timeout: Duration,
-    /// h2 streams at most.
-    pub max_streams: u32,
-    /// Bytes of a request head at most.
-    pub max_header_size: usize,
-    /// How long a client may take nothing, where no route says otherwise.
-    pub stall_timeout: Duration,
-    /// The longest that any route allows.
-    pub longest_stall: Duration,
-}
-
 /// Serves a connection to its end.
 pub(super) struct Session {
     pub(super) entry: Arc<Entry>,
+    /// Its listener's.
+    pub(super) shutdown: Shutdown,
     pub(super) limits: Limits,
     pub(super) connection: Arc<Connection>,
     pub(super) socket: Arc<TcpStream>,
@@ -79,7 +64,7 @@ impl Session {
     async fn in_time<T>(&self, opening: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             opened = timeout(self.limits.header_timeout, opening) => opened.ok(),
-            () = self.entry.shutdown.drain.cancelled() => None,
+            () = self.shutdown.drain.cancelled() => None,
         }
     }
 
@@ -134,7 +119,7 @@ impl Session {
             gone: Box::pin(gone(&self.socket)),
             has_gone: false,
         };
-        let shutdown = &self.entry.shutdown;
+        let shutdown = &self.shutdown;
         let mut until = self.serve_until(connection.as_mut(), &mut client, &shutdown.drain).await;
         if !matches!(until, Until::Over) {
             // Told of the end, the client knows that a request which crosses it was not read.

@@ -11,7 +11,6 @@ use http::{Method, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use ipnet::IpNet;
 
 use super::shutdown::Shutdown;
 use crate::body::{Body, End};
@@ -27,8 +26,6 @@ use crate::tasks::Group;
 pub struct Entry {
     /// What serves requests now.
     pub current: Current,
-    /// Peers whose word on their clients is believed.
-    pub trusted_proxies: Vec<IpNet>,
     /// Connections, streams and tunnels.
     pub tasks: Group,
     /// When they must end.
@@ -36,14 +33,6 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Whether a peer's `X-Forwarded-*` fields are believed.
-    pub(super) fn trusts(&self, peer: Option<IpAddr>) -> bool {
-        peer.is_some_and(|peer| {
-            let peer = peer.to_canonical();
-            self.trusted_proxies.iter().any(|net| net.contains(&peer))
-        })
-    }
-
     /// A new request's context.
     pub(super) fn begin(&self, connection: &Arc<Connection>, request: &http::Request<Incoming>) -> RequestContext {
         let id = RequestId::new(SystemTime::now(), entropy::random_u128());
@@ -95,13 +84,14 @@ impl Entry {
         if !connection.trusted {
             return peer;
         }
+        let snapshot = self.current.load();
         let mut client = peer;
         // From the right, as far as it can be read: what stands left of something unreadable is anybody's word.
         let lines = request.headers().get_all("x-forwarded-for").iter().rev();
         for hop in lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b',')) {
             let Some(address) = address(hop) else { break };
             client = Some(address.to_canonical());
-            if !self.trusts(client) {
+            if !snapshot.trusts(client) {
                 break;
             }
         }

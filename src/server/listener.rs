@@ -1,7 +1,6 @@
-//! Binds and accepts. Once all places are taken each listener holds one accepted connection back and accepts no more:
+//! Accepts. Once all places are taken each listener holds one accepted connection back and accepts no more:
 //! what is too much waits in the kernel's backlog and not in memory.
 
-use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -9,118 +8,105 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
-use super::connection::{Limits, Session};
+use super::connection::Session;
 use super::entry::Entry;
-use super::tls;
-use crate::config;
+use super::listeners::Bound;
+use super::places::Places;
+use super::shutdown::Shutdown;
 use crate::context::Connection;
 use crate::metrics::{Counter, Gauge, Registry};
+use crate::snapshot::Limits;
 
 /// How long to wait when the process is out of descriptors: some connection must end first.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
-
-/// A listener that is bound and not yet served.
-pub struct Bound {
-    name: Arc<str>,
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
-}
-
-/// Opens a listener, certificates first: a listener that cannot serve is not bound.
-pub async fn bind(settings: &config::Listener) -> io::Result<Bound> {
-    let tls = tls::acceptor(&settings.tls)?;
-    let listener = TcpListener::bind(settings.address).await?;
-    Ok(Bound { name: Arc::clone(&settings.name), listener, tls })
-}
-
-impl Bound {
-    /// Its name.
-    #[must_use]
-    pub fn name(&self) -> &Arc<str> {
-        &self.name
-    }
-
-    /// Where it listens; tells the port that the system chose for port 0.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-}
-
-impl fmt::Debug for Bound {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bound").field("name", &self.name).field("tls", &self.tls.is_some()).finish_non_exhaustive()
-    }
-}
 
 /// What all listeners share.
 #[derive(Debug)]
 pub struct Server {
     entry: Arc<Entry>,
-    limits: Limits,
-    places: Arc<Semaphore>,
+    places: Places,
     registry: Registry,
 }
 
 impl Server {
     /// A server with room for `max_connections`.
     #[must_use]
-    pub fn new(entry: Arc<Entry>, limits: Limits, max_connections: usize, registry: Registry) -> Self {
-        let places = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
-        Self { entry, limits, places, registry }
+    pub fn new(entry: Arc<Entry>, max_connections: usize, registry: Registry) -> Self {
+        Self { entry, places: Places::new(max_connections), registry }
     }
 
-    /// Accepts until the drain begins.
-    pub async fn serve(&self, bound: Bound) {
-        let labels = [("listener", bound.name.as_ref())];
+    /// Sets how many connections there may be. Those above a lower number are left to end by themselves.
+    pub fn set_max_connections(&self, max_connections: usize) {
+        self.places.set_cap(max_connections);
+    }
+
+    pub(super) fn shutdown(&self) -> &Shutdown {
+        &self.entry.shutdown
+    }
+
+    /// Accepts until the listener is closed or the drain begins.
+    pub(super) async fn serve(&self, bound: Bound) {
+        let labels = [("listener", bound.name())];
         let metrics = Metrics {
             open: self.registry.gauge("headworks_connections", "Client connections that are open.", &labels),
             accepted: self.registry.counter("headworks_connections_total", "Client connections accepted.", &labels),
         };
         loop {
             let next = async {
-                let accepted = bound.listener.accept().await;
-                // The semaphore is never closed, so this cannot fail.
-                (accepted, Arc::clone(&self.places).acquire_owned().await.ok())
+                let accepted = bound.socket.accept().await;
+                (accepted, self.places.take().await)
             };
             let (accepted, place) = tokio::select! {
-                () = self.entry.shutdown.drain.cancelled() => return,
+                () = bound.shutdown.drain.cancelled() => return,
                 next = next => next,
             };
             match accepted {
                 Ok((socket, peer)) => {
                     let held = (place, metrics.accept());
-                    let session = self.session(socket, peer, &bound, held);
-                    self.entry.tasks.spawn(session.run(bound.tls.clone()));
+                    let (session, tls) = self.session(socket, peer, &bound, held);
+                    self.entry.tasks.spawn(session.run(tls));
                 }
                 Err(error) => self.pause(&bound, &error).await,
             }
         }
     }
 
-    fn session(&self, socket: TcpStream, peer: SocketAddr, bound: &Bound, held: impl Send + Sync + 'static) -> Session {
-        prepare(&socket, self.limits);
-        let (stall, tls) = (self.limits.stall_timeout, bound.tls.is_some());
+    /// A connection, and what it takes from the snapshot in force: its limits, and the certificates of its door.
+    fn session(
+        &self,
+        socket: TcpStream,
+        peer: SocketAddr,
+        bound: &Bound,
+        held: impl Send + Sync + 'static,
+    ) -> (Session, Option<TlsAcceptor>) {
+        let snapshot = self.entry.current.load();
+        let limits = snapshot.limits;
+        let door = snapshot.door(bound.name()).unwrap_or(&bound.door);
+        let tls = door.tls.clone();
+        prepare(&socket, limits);
         let local = socket.local_addr().ok();
-        let mut connection = Connection::new(Arc::clone(&bound.name), Some(peer), local, tls, stall);
-        connection.trusted = self.entry.trusts(Some(peer.ip()));
+        let name = Arc::clone(&door.settings.name);
+        let mut connection = Connection::new(name, Some(peer), local, tls.is_some(), limits.stall_timeout);
+        connection.trusted = snapshot.trusts(Some(peer.ip()));
         connection.hold(held);
-        Session {
+        let session = Session {
             entry: Arc::clone(&self.entry),
-            limits: self.limits,
+            shutdown: bound.shutdown.clone(),
+            limits,
             connection: Arc::new(connection),
             socket: Arc::new(socket),
-        }
+        };
+        (session, tls)
     }
 
     /// One connection's failure is its own; a shortage is waited out, since accepting again at once would spin.
     async fn pause(&self, bound: &Bound, error: &io::Error) {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
         if !matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
-            tracing::warn!(listener = %bound.name, %error, "cannot accept");
+            tracing::warn!(listener = bound.name(), %error, "cannot accept");
             tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
         }
     }

@@ -3,6 +3,8 @@
 //! | file | does |
 //! |---|---|
 //! | `listener.rs` | binds, accepts within the bound on connections, sets socket options |
+//! | `listeners.rs` | opens and closes listeners as the configuration wants them |
+//! | `places.rs` | the cap on connections, which may change |
 //! | `tls.rs` | certificates by SNI, ALPN |
 //! | `connection.rs` | finds the protocol, drives hyper, watches for the client's end, idles and drains |
 //! | `io.rs` | the socket that cuts a stalled client |
@@ -14,11 +16,14 @@ mod connection;
 mod entry;
 mod io;
 mod listener;
+mod listeners;
+mod places;
 mod shutdown;
 mod stream_task;
 mod tls;
 
-pub use connection::Limits;
 pub use entry::Entry;
-pub use listener::{Bound, Server, bind};
+pub use listener::Server;
+pub use listeners::{BindError, Listeners, Prepared};
 pub use shutdown::Shutdown;
+pub use tls::doors;

@@ -10,3 +10,11 @@ pub struct Shutdown {
     /// The grace is over.
     pub(super) cut: CancellationToken,
 }
+
+impl Shutdown {
+    /// The end of a part, which may come before that of the whole and comes with it at the latest.
+    #[must_use]
+    pub(super) fn part(&self) -> Self {
+        Self { drain: self.drain.child_token(), cut: self.cut.clone() }
+    }
+}

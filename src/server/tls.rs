@@ -11,11 +11,21 @@ use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio_rustls::TlsAcceptor;
 
-use crate::config::Certificate;
+use crate::config::{self, Certificate};
+use crate::snapshot::Door;
 use crate::tls;
 
+/// Builds the door of each listener. Fails with the name of the one whose certificates cannot be used.
+pub fn doors(listeners: &[config::Listener]) -> Result<Vec<Arc<Door>>, (Arc<str>, io::Error)> {
+    let door = |settings: &config::Listener| {
+        let tls = acceptor(&settings.tls).map_err(|error| (Arc::clone(&settings.name), error))?;
+        Ok(Arc::new(Door { settings: settings.clone(), tls }))
+    };
+    listeners.iter().map(door).collect()
+}
+
 /// Reads the certificates and keys of a listener; none when it is plain.
-pub(super) fn acceptor(certificates: &[Certificate]) -> io::Result<Option<TlsAcceptor>> {
+fn acceptor(certificates: &[Certificate]) -> io::Result<Option<TlsAcceptor>> {
     if certificates.is_empty() {
         return Ok(None);
     }

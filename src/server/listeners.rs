@@ -1,0 +1,153 @@
+//! The listeners that are open. A change of configuration opens what is wanted and closes what is not, and does not
+//! touch the rest.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::net::TcpListener;
+
+use super::listener::Server;
+use super::shutdown::Shutdown;
+use crate::config;
+use crate::snapshot::Door;
+use crate::tasks::{self, Task};
+
+/// All listeners of the proxy.
+#[derive(Debug)]
+pub struct Listeners {
+    server: Arc<Server>,
+    open: Mutex<Vec<Open>>,
+}
+
+/// A listener that is served.
+#[derive(Debug)]
+struct Open {
+    name: Arc<str>,
+    /// As the configuration has it: port 0 is another one each time it is bound.
+    address: SocketAddr,
+    socket: Arc<TcpListener>,
+    /// Its own part of the proxy's end.
+    shutdown: Shutdown,
+    serving: Task,
+}
+
+/// A socket that is bound and not yet served.
+#[derive(Debug)]
+pub(super) struct Bound {
+    /// What it was opened with; the snapshot has what is in force, until the listener is closed.
+    pub(super) door: Arc<Door>,
+    pub(super) socket: Arc<TcpListener>,
+    pub(super) shutdown: Shutdown,
+}
+
+impl Bound {
+    pub(super) fn name(&self) -> &str {
+        &self.door.settings.name
+    }
+}
+
+/// What a configuration wants, all its sockets bound.
+#[derive(Debug)]
+pub struct Prepared(Vec<Wanted>);
+
+#[derive(Debug)]
+struct Wanted {
+    door: Arc<Door>,
+    socket: Arc<TcpListener>,
+}
+
+/// A socket could not be bound.
+#[derive(Debug)]
+pub struct BindError {
+    /// The address and the listener's name.
+    pub what: String,
+    /// Why not.
+    pub cause: io::Error,
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot listen on {}: {}", self.what, self.cause)
+    }
+}
+
+impl std::error::Error for BindError {}
+
+impl Prepared {
+    /// Where each listener is bound, by name; tells the port that the system chose for port 0.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<(Arc<str>, SocketAddr)> {
+        let address =
+            |Wanted { door, socket }: &Wanted| Some((Arc::clone(&door.settings.name), socket.local_addr().ok()?));
+        self.0.iter().filter_map(address).collect()
+    }
+}
+
+impl Listeners {
+    /// None is open yet.
+    #[must_use]
+    pub fn new(server: Arc<Server>) -> Self {
+        Self { server, open: Mutex::default() }
+    }
+
+    /// Binds what is wanted and not bound yet, which changes nothing for anybody. A listener that is only called
+    /// otherwise keeps its socket.
+    pub async fn prepare(&self, wanted: &[Arc<Door>]) -> Result<Prepared, BindError> {
+        let mut prepared = Vec::with_capacity(wanted.len());
+        for door in wanted {
+            let socket = match self.socket(&door.settings) {
+                Some(socket) => socket,
+                None => Arc::new(bind(&door.settings).await?),
+            };
+            prepared.push(Wanted { door: Arc::clone(door), socket });
+        }
+        Ok(Prepared(prepared))
+    }
+
+    fn socket(&self, wanted: &config::Listener) -> Option<Arc<TcpListener>> {
+        let open = self.lock();
+        let same = |known: &&Open| known.address == wanted.address;
+        let found = open.iter().find(|known| same(known) && known.name == wanted.name);
+        let found = found.or_else(|| open.iter().find(|known| same(known) && wanted.address.port() != 0));
+        found.map(|known| Arc::clone(&known.socket))
+    }
+
+    /// Serves what was prepared, and closes what is not among it: nothing more is accepted there, and whoever is
+    /// connected is served to the end of its requests.
+    pub fn apply(&self, prepared: Prepared) {
+        let mut open = self.lock();
+        let mut before = std::mem::take(&mut *open);
+        for Wanted { door, socket } in prepared.0 {
+            let config::Listener { name, address, .. } = door.settings.clone();
+            let same = |known: &Open| known.name == name && Arc::ptr_eq(&known.socket, &socket);
+            if let Some(at) = before.iter().position(same) {
+                open.push(before.swap_remove(at));
+                continue;
+            }
+            if let Ok(address) = socket.local_addr() {
+                tracing::info!(listener = %name, %address, "listening");
+            }
+            let shutdown = self.server.shutdown().part();
+            let bound = Bound { door, socket: Arc::clone(&socket), shutdown: shutdown.clone() };
+            let server = Arc::clone(&self.server);
+            let serving = tasks::spawn(async move { server.serve(bound).await });
+            open.push(Open { name, address, socket, shutdown, serving });
+        }
+        for Open { name, shutdown, serving, .. } in before {
+            tracing::info!(listener = %name, "closed");
+            shutdown.drain.cancel();
+            drop(serving);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn bind(settings: &config::Listener) -> Result<TcpListener, BindError> {
+    let what = || format!("{} ({})", settings.address, settings.name);
+    TcpListener::bind(settings.address).await.map_err(|cause| BindError { what: what(), cause })
+}
