@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 
 use crate::access_log::{AccessLog, Format};
 use crate::admin::{self, Admin};
-use crate::config::{self, Config};
+use crate::config::{self, Config, ListenAddress};
 use crate::explain;
 use crate::metrics::Registry;
 use crate::server::{self, Entry, Listeners, Prepared, Server};
@@ -71,7 +71,6 @@ impl App {
         let listeners = Listeners::new(Arc::clone(&server));
         let prepared = listeners
             .prepare(&doors)
-            .await
             .map_err(|error| StartError::new(format!("cannot listen on {}", error.what), error.cause))?;
         let ready = Arc::new(AtomicBool::new(false));
         let admin =
@@ -91,9 +90,9 @@ impl App {
 
     /// Where each listener is bound, by name; the admin port as `admin`.
     #[must_use]
-    pub fn addresses(&self) -> Vec<(Arc<str>, std::net::SocketAddr)> {
+    pub fn addresses(&self) -> Vec<(Arc<str>, ListenAddress)> {
         let mut addresses = self.prepared.addresses();
-        addresses.extend(self.admin.iter().filter_map(|bound| Some(("admin".into(), bound.address().ok()?))));
+        addresses.extend(self.admin.iter().filter_map(|bound| Some(("admin".into(), bound.address().ok()?.into()))));
         addresses
     }
 

@@ -10,10 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use ipnet::IpNet;
 use tokio_rustls::TlsAcceptor;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Peers};
 use crate::error::Reason;
 use crate::router::Router;
 use crate::stack::{self, RouteService, Shared};
@@ -32,7 +31,7 @@ pub struct Snapshot {
     /// What serves a request for a tunnel to anywhere (CONNECT).
     pub connect: Arc<Leaf>,
     /// Peers whose word on their clients is believed.
-    pub trusted_proxies: Vec<IpNet>,
+    pub trusted_proxies: Peers,
     /// What every connection is held to.
     pub limits: Limits,
     /// One for each listener.
@@ -70,10 +69,7 @@ impl Snapshot {
     /// Whether a peer's `X-Forwarded-*` fields are believed.
     #[must_use]
     pub fn trusts(&self, peer: Option<IpAddr>) -> bool {
-        peer.is_some_and(|peer| {
-            let peer = peer.to_canonical();
-            self.trusted_proxies.iter().any(|net| net.contains(&peer))
-        })
+        self.trusted_proxies.contain(peer)
     }
 
     /// The door of the listener with this name.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `time` | when the request was received, RFC 3339 in UTC |
 //! | `id`, `trace` | the request's id and its W3C trace id |
-//! | `client`, `listener` | the client's address (seen through trusted proxies), the listener's name |
+//! | `client`, `listener` | the client's address (seen through trusted proxies) or `unix`, the listener's name |
 //! | `method`, `host`, `path`, `protocol` | the request line; the path without its query, which may hold secrets |
 //! | `status` | as sent, or the reason's when none was sent (499 for a client that left) |
 //! | `reason` | why it did not simply succeed |
@@ -73,7 +73,7 @@ impl Line<'_> {
         let (context, notes) = (self.context, self.context.notes());
         write!(out, "{{\"time\":\"{}\",\"id\":\"{}\"", Utc(self.time), context.id())?;
         json(out, "trace", notes.trace.get())?;
-        json(out, "client", context.client())?;
+        json(out, "client", Some(context.client_name()))?;
         json(out, "listener", Some(&context.connection().listener))?;
         json(out, "method", Some(self.method))?;
         json(out, "host", Some(self.host))?;
@@ -107,7 +107,7 @@ impl Line<'_> {
         text(out, "route", notes.route.get())?;
         text(out, "upstream", notes.upstream.get())?;
         text(out, "endpoint", notes.endpoint.get())?;
-        text(out, "client", context.client())?;
+        text(out, "client", Some(context.client_name()))?;
         text(out, "listener", Some(&context.connection().listener))?;
         text(out, "protocol", Some(format_args!("{:?}", self.protocol)))?;
         write!(out, " in={} out={} id={}", self.bytes_in, self.bytes_out, context.id())?;

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use http::{HeaderName, Method};
-use ipnet::IpNet;
 
+use super::listen::{ListenAddress, Mode, Peers};
 use super::section::section;
 use super::values::{
     File, Free, Located, Many, Name, Named, Number, OrAuto, OrOff, Rate, Size, Tables, Time, Tried, Wait,
@@ -39,12 +39,14 @@ section! {
 
     /// The front door.
     Server "[server]" {
-        /// Addresses for plain HTTP/1.1 and h2c; 127.0.0.1:8080 when no listener is declared either.
-        listen: Many<Located<SocketAddr>>, optional;
+        /// Addresses, or `unix:` with a path, for plain HTTP/1.1 and h2c; 127.0.0.1:8080 when no listener is declared
+        /// either.
+        listen: Many<Located<ListenAddress>>, optional;
         /// Worker threads; "auto" is one for each core.
         threads: OrAuto<Number<1, 1024>>, default = "auto";
-        /// Peers whose X-Forwarded-* and Forwarded fields are believed and passed on.
-        trusted_proxies: Many<IpNet>, default = [];
+        /// Peers whose X-Forwarded-* and Forwarded fields are believed and passed on; "unix" is who comes over a unix
+        /// socket.
+        trusted_proxies: Peers, default = [];
         /// Client connections at most, over all listeners.
         max_connections: Count, default = 10000;
         /// HTTP/2 streams at most on one client connection.
@@ -71,8 +73,10 @@ section! {
     Listener "[[server.listener]]" {
         /// What routes, logs and metrics call it.
         name: Located<Name>, required;
-        /// Where to listen.
-        address: Located<SocketAddr>, required;
+        /// Where to listen: an IP address and a port, or `unix:` with a path.
+        address: Located<ListenAddress>, required;
+        /// The permissions of a unix socket; "0660" when absent.
+        mode: Located<Mode>, optional;
         /// Certificates, chosen by SNI; the first serves clients that send no name. Absent, the listener is plain.
         tls: Many<Certificate>, default = [];
     }

@@ -7,7 +7,7 @@
 //! | `file.rs` | **the shape of the file**: every table, key, type and default; a new key is one line here |
 //! | `section.rs` | the macro behind `file.rs`: decoding, JSON Schema and list of keys from one declaration |
 //! | `decode.rs` | what a decoder is; strings by `{ env = ... }` and `{ file = ... }` |
-//! | `values.rs` `net.rs` `web.rs` | the types of values: numbers and lists, addresses, what is about HTTP |
+//! | `values.rs` `net.rs` `listen.rs` `web.rs` | the types of values: numbers and lists, addresses, what is about HTTP |
 //! | `units.rs` | durations, sizes and rates, read and printed |
 //! | `resolve/` | from the shape to [`Config`]: names, and what must fit together |
 //! | `error.rs` `suggest.rs` | the report: all errors, each in its place, with what was probably meant |
@@ -15,6 +15,7 @@
 mod decode;
 mod error;
 mod file;
+mod listen;
 mod load;
 mod net;
 mod resolve;
@@ -25,6 +26,7 @@ mod values;
 mod web;
 
 pub use self::error::Error;
+pub use self::listen::{ListenAddress, Peers};
 pub use self::load::{from_upstream, keys, load, parse, schema};
 pub use self::suggest::nearest;
 pub use self::units::{show_duration, show_rate, show_size};
@@ -36,7 +38,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
-use ipnet::IpNet;
 
 use crate::layers::{headers, rate_limit, rewrite};
 use crate::upstream;
@@ -91,7 +92,7 @@ pub struct Server {
     /// Worker threads; none: one per core.
     pub threads: Option<usize>,
     /// Peers whose `X-Forwarded-*` and `Forwarded` fields are believed and passed on.
-    pub trusted_proxies: Vec<IpNet>,
+    pub trusted_proxies: Peers,
     /// Client connections at most, over all listeners.
     pub max_connections: usize,
     /// Time for the TLS handshake, for the first bytes, and for each request head.
@@ -123,7 +124,9 @@ pub struct Listener {
     /// For routes, logs and metrics.
     pub name: Arc<str>,
     /// Where to listen.
-    pub address: SocketAddr,
+    pub address: ListenAddress,
+    /// The permissions of a unix socket.
+    pub mode: u32,
     /// Certificate chains and keys (PEM files), chosen by SNI; the first serves clients that send none. Empty: plain.
     pub tls: Vec<Certificate>,
 }

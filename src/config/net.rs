@@ -4,7 +4,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use http::uri::Authority;
-use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::decode::{Context, Decode, Node, Scalar, or_source};
@@ -33,16 +32,6 @@ impl Scalar for SocketAddr {
                 _ => problem.hint("write an IP address and a port, as \"127.0.0.1:8080\""),
             }
         })
-    }
-}
-
-impl Scalar for IpNet {
-    const WHAT: &'static str = "an IP address or a network such as \"10.0.0.0/8\"";
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        text.parse()
-            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-            .map_err(|_| Problem::new(format!("{} is neither an IP address nor a network", quote(text))))
     }
 }
 

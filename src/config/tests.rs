@@ -48,7 +48,7 @@ const A: &str = "[upstream.a]\nendpoints = \"http://a\"\n";
 fn one_upstream_is_a_complete_configuration() {
     let config = good(A);
     assert_eq!(config.server.listeners.len(), 1);
-    assert_eq!(config.server.listeners[0].address, "127.0.0.1:8080".parse().unwrap());
+    assert_eq!(config.server.listeners[0].address, LOCAL.into());
     assert_eq!(&*config.server.listeners[0].name, "listen-1");
     assert_eq!(config.admin, None);
     assert_eq!(config.warnings, Vec::<String>::new());
@@ -530,4 +530,25 @@ proptest! {
             prop_assert!(!error.render(true).is_empty() && !error.to_string().contains("s3cret"));
         }
     }
+}
+
+#[test]
+fn a_listener_may_be_a_unix_socket() {
+    let config = good(&format!(
+        "{A}[server]\nlisten = [\"unix:a.sock\", \"127.0.0.1:0\"]\ntrusted_proxies = [\"unix\", \"::1\"]\n\
+         [[server.listener]]\nname = \"x\"\naddress = \"unix:/run/x.sock\"\nmode = \"0600\"\n"
+    ));
+    let listeners: Vec<_> =
+        config.server.listeners.iter().map(|listener| (listener.address.to_string(), listener.mode)).collect();
+    assert_eq!(listeners[0].1, 0o660);
+    assert!(listeners[0].0.starts_with("unix:") && listeners[0].0.ends_with("a.sock"), "{listeners:?}");
+    assert_eq!(listeners[2], ("unix:/run/x.sock".to_owned(), 0o600));
+    assert!(config.server.trusted_proxies.unix && config.server.trusted_proxies.nets.len() == 1);
+
+    let listener = |keys: &str| complaints(&format!("[[server.listener]]\nname = \"x\"\n{keys}"));
+    assert_eq!(listener("address = \"127.0.0.1:1\"\nmode = \"0600\""), ["only a unix socket has permissions"]);
+    assert_eq!(listener("address = \"unix:\""), ["the path of the unix socket is missing"]);
+    let long = "x".repeat(200);
+    assert_eq!(listener(&format!("address = \"unix:/{long}\"")), ["the path of the unix socket is too long"]);
+    assert_eq!(complaints("[server]\nlisten = [\"unix:/a\", \"unix:/a\"]"), ["this address is listened on twice"]);
 }

@@ -11,6 +11,7 @@ mod connection;
 mod id;
 mod notes;
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -74,6 +75,12 @@ impl RequestContext {
         self.0.client
     }
 
+    /// What logs call the client: its address, or `unix`.
+    #[must_use]
+    pub fn client_name(&self) -> ClientName {
+        ClientName(self.0.client)
+    }
+
     /// When its head was complete.
     #[must_use]
     pub fn received_at(&self) -> Instant {
@@ -84,6 +91,19 @@ impl RequestContext {
     #[must_use]
     pub fn notes(&self) -> &Notes {
         &self.0.notes
+    }
+}
+
+/// See [`RequestContext::client_name`].
+#[derive(Clone, Copy, Debug)]
+pub struct ClientName(Option<IpAddr>);
+
+impl fmt::Display for ClientName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("unix"),
+        }
     }
 }
 

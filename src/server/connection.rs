@@ -8,18 +8,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::entry::Entry;
-use super::io::{GuardedIo, gone, reset_on_close};
+use super::io::{GuardedIo, gone};
 use super::shutdown::Shutdown;
+use super::socket::Socket;
 use super::stream_task::{Paced, StreamExecutor};
 use crate::context::Connection;
 use crate::error::Reason;
@@ -35,21 +36,23 @@ pub(super) struct Session {
     pub(super) shutdown: Shutdown,
     pub(super) limits: Limits,
     pub(super) connection: Arc<Connection>,
-    pub(super) socket: Arc<TcpStream>,
+    pub(super) socket: Arc<Socket>,
+    /// What has been read already.
+    pub(super) seen: BytesMut,
 }
 
 impl Session {
     /// Finds the protocol and serves it. What follows is boxed: a connection then holds the state of its own protocol
     /// only, not room for any.
-    pub(super) async fn run(self, tls: Option<TlsAcceptor>) {
-        let io = GuardedIo::new(Arc::clone(&self.socket), Arc::clone(&self.connection));
+    pub(super) async fn run(mut self, tls: Option<TlsAcceptor>) {
+        let mut seen = std::mem::take(&mut self.seen);
         match tls {
-            None => match self.in_time(speaks_h2(&self.socket)).await {
-                Some(Ok(true)) => Box::pin(self.serve_h2(io)).await,
-                Some(Ok(false)) => Box::pin(self.serve_h1(io)).await,
-                Some(Err(_)) | None => {}
-            },
-            Some(tls) => match self.in_time(Box::pin(tls.accept(io))).await {
+            None => {
+                let Some(Ok(h2)) = self.in_time(speaks_h2(&self.socket, &mut seen)).await else { return };
+                let io = self.io(seen);
+                if h2 { Box::pin(self.serve_h2(io)).await } else { Box::pin(self.serve_h1(io)).await }
+            }
+            Some(tls) => match self.in_time(Box::pin(tls.accept(self.io(seen)))).await {
                 Some(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
                     Box::pin(self.serve_h2(Box::new(stream))).await;
                 }
@@ -58,6 +61,10 @@ impl Session {
                 None => {}
             },
         }
+    }
+
+    fn io(&self, seen: BytesMut) -> GuardedIo {
+        GuardedIo::new(Arc::clone(&self.socket), Arc::clone(&self.connection), seen.freeze())
     }
 
     /// What comes before the first request: bounded in time, and not worth waiting for when the proxy drains.
@@ -142,7 +149,7 @@ impl Session {
             }
         }
         if self.connection.cut().is_some() {
-            reset_on_close(&self.socket);
+            self.socket.reset_on_close();
         }
     }
 
@@ -158,7 +165,7 @@ impl Session {
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
                 // Our body broke off, and to this client the end of the connection would look like the body's.
                 if result.is_err_and(|error| error.is_user()) && self.connection.is_close_delimited() {
-                    reset_on_close(&self.socket);
+                    self.socket.reset_on_close();
                 }
                 return Poll::Ready(Until::Over);
             }
@@ -264,21 +271,14 @@ async fn overdue(connection: &Connection, idle: Duration, header: Duration) -> O
     }
 }
 
-/// Looks at the first bytes without taking them: HTTP/2 by prior knowledge begins with a fixed preface.
-async fn speaks_h2(socket: &TcpStream) -> std::io::Result<bool> {
-    let mut seen = [0; PREFACE.len()];
-    let mut pause = Duration::from_millis(5);
+/// Reads as many of the first bytes as tell: HTTP/2 by prior knowledge begins with a fixed preface.
+async fn speaks_h2(socket: &Socket, seen: &mut BytesMut) -> std::io::Result<bool> {
     loop {
-        let read = socket.peek(&mut seen).await?;
-        let seen = seen.get(..read).unwrap_or_default();
-        if !PREFACE.starts_with(seen) || read == 0 {
-            return Ok(false);
-        }
-        if read == PREFACE.len() {
+        if seen.starts_with(PREFACE) {
             return Ok(true);
         }
-        // The rest of a torn preface: unread bytes keep the socket readable, so only time can be waited for.
-        sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(500));
+        if !PREFACE.starts_with(seen) || socket.read_more(seen).await? == 0 {
+            return Ok(false);
+        }
     }
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use socket2::SockRef;
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
+use super::socket::Socket;
 use crate::context::Connection;
 use crate::error::Reason;
 
@@ -22,12 +22,14 @@ use crate::error::Reason;
 /// window is closed, not that some buffer is full.
 #[derive(Debug)]
 pub(super) struct GuardedIo {
-    socket: Arc<TcpStream>,
+    socket: Arc<Socket>,
     connection: Arc<Connection>,
     /// Since when the socket refuses bytes, with the timer that ends it.
     blocked: Option<Pin<Box<Sleep>>>,
     /// Bytes to ask for next: a head's worth, and more while an upload fills what is asked for.
     read_size: usize,
+    /// What was read to find out what the client speaks; it comes before what the socket has.
+    ahead: Bytes,
     linger: Option<Linger>,
 }
 
@@ -35,14 +37,26 @@ const FIRST_READ: usize = 2 * 1024;
 const LARGEST_READ: usize = 64 * 1024;
 
 impl GuardedIo {
-    pub(super) fn new(socket: Arc<TcpStream>, connection: Arc<Connection>) -> Self {
-        Self { socket, connection, blocked: None, read_size: FIRST_READ, linger: None }
+    /// `ahead` was read from the socket already, and is what the reader gets first.
+    pub(super) fn new(socket: Arc<Socket>, connection: Arc<Connection>, ahead: Bytes) -> Self {
+        Self { socket, connection, blocked: None, read_size: FIRST_READ, ahead, linger: None }
+    }
+
+    fn read_ahead(&mut self, buf: &mut ReadBuf<'_>) {
+        if self.connection.active() == 0 {
+            self.connection.head_begins();
+        }
+        let taken = self.ahead.len().min(buf.remaining());
+        buf.put_slice(&self.ahead.split_to(taken));
+        if self.ahead.is_empty() {
+            self.ahead = Bytes::new();
+        }
     }
 
     fn poll_write_with(
         &mut self,
         cx: &mut Context<'_>,
-        mut write: impl FnMut(&TcpStream) -> io::Result<usize>,
+        mut write: impl FnMut(&Socket) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
             match self.socket.poll_write_ready(cx) {
@@ -73,11 +87,15 @@ impl GuardedIo {
 
 impl AsyncRead for GuardedIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            self.read_ahead(buf);
+            return Poll::Ready(Ok(()));
+        }
         loop {
             ready!(self.socket.poll_read_ready(cx))?;
             // Clearing costs, so no more is cleared than is likely to be filled.
             let size = buf.remaining().min(self.read_size);
-            match self.read(buf.initialize_unfilled_to(size)) {
+            match self.socket.read_some(buf.initialize_unfilled_to(size)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
                 Ok(read) => {
@@ -90,24 +108,6 @@ impl AsyncRead for GuardedIo {
                 }
             }
         }
-    }
-}
-
-impl GuardedIo {
-    /// Reads what is there. Fewer bytes than asked for mean that the socket is empty now, and saying so to tokio
-    /// spares the system call that would find it out. That must happen inside `try_io`, which looks at the readiness
-    /// before it reads: bytes that come in between are then not forgotten.
-    fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        let mut few = None;
-        let result = self.socket.try_io(Interest::READABLE, || {
-            let read = io::Read::read(&mut &*SockRef::from(self.socket.as_ref()), buf)?;
-            if read > 0 && read < buf.len() {
-                few = Some(read);
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            Ok(read)
-        });
-        few.map_or(result, Ok)
     }
 }
 
@@ -135,7 +135,7 @@ impl AsyncWrite for GuardedIo {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.linger.is_none() {
-            SockRef::from(this.socket.as_ref()).shutdown(std::net::Shutdown::Write).or_else(
+            this.socket.finish().or_else(
                 // The peer may have gone first; then there is nothing left to say.
                 |error| if error.kind() == io::ErrorKind::NotConnected { Ok(()) } else { Err(error) },
             )?;
@@ -196,7 +196,7 @@ impl fmt::Debug for Linger {
 /// tokio counts a hang-up as readiness of every interest and `PRIORITY` is never ready otherwise, so this costs
 /// nothing while the client lives. hyper alone does not notice as long as a request's body is unread.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-pub(super) async fn gone(socket: &TcpStream) {
+pub(super) async fn gone(socket: &Socket) {
     while let Ok(ready) = socket.ready(Interest::PRIORITY).await {
         if ready.is_read_closed() || ready.is_write_closed() || ready.is_error() {
             return;
@@ -208,17 +208,11 @@ pub(super) async fn gone(socket: &TcpStream) {
 
 /// The same where the system has no such interest: a look each second.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(super) async fn gone(socket: &TcpStream) {
+pub(super) async fn gone(socket: &Socket) {
     while let Ok(ready) = socket.ready(Interest::READABLE).await {
         if ready.is_read_closed() {
             return;
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-}
-
-/// Makes the coming close a reset: what the client has not taken is thrown away instead of being kept by the kernel,
-/// and it cannot take the cut for a clean end.
-pub(super) fn reset_on_close(socket: &TcpStream) {
-    drop(SockRef::from(socket).set_linger(Some(Duration::ZERO)));
 }

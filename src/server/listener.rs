@@ -3,12 +3,10 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use bytes::BytesMut;
 use tokio_rustls::TlsAcceptor;
 
 use super::connection::Session;
@@ -16,9 +14,9 @@ use super::entry::Entry;
 use super::listeners::Bound;
 use super::places::Places;
 use super::shutdown::Shutdown;
+use super::socket::Socket;
 use crate::context::Connection;
 use crate::metrics::{Counter, Gauge, Registry};
-use crate::snapshot::Limits;
 
 /// How long to wait when the process is out of descriptors: some connection must end first.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
@@ -64,9 +62,9 @@ impl Server {
                 next = next => next,
             };
             match accepted {
-                Ok((socket, peer)) => {
+                Ok(socket) => {
                     let held = (place, metrics.accept());
-                    let (session, tls) = self.session(socket, peer, &bound, held);
+                    let (session, tls) = self.session(socket, &bound, held);
                     self.entry.tasks.spawn(session.run(tls));
                 }
                 Err(error) => self.pause(&bound, &error).await,
@@ -77,8 +75,7 @@ impl Server {
     /// A connection, and what it takes from the snapshot in force: its limits, and the certificates of its door.
     fn session(
         &self,
-        socket: TcpStream,
-        peer: SocketAddr,
+        socket: Socket,
         bound: &Bound,
         held: impl Send + Sync + 'static,
     ) -> (Session, Option<TlsAcceptor>) {
@@ -86,11 +83,11 @@ impl Server {
         let limits = snapshot.limits;
         let door = snapshot.door(bound.name()).unwrap_or(&bound.door);
         let tls = door.tls.clone();
-        prepare(&socket, limits);
-        let local = socket.local_addr().ok();
+        socket.prepare(limits);
+        let (peer, local) = (socket.peer(), socket.local());
         let name = Arc::clone(&door.settings.name);
-        let mut connection = Connection::new(name, Some(peer), local, tls.is_some(), limits.stall_timeout);
-        connection.trusted = snapshot.trusts(Some(peer.ip()));
+        let mut connection = Connection::new(name, peer, local, tls.is_some(), limits.stall_timeout);
+        connection.trusted = snapshot.trusts(peer.map(|peer| peer.ip()));
         connection.hold(held);
         let session = Session {
             entry: Arc::clone(&self.entry),
@@ -98,6 +95,7 @@ impl Server {
             limits,
             connection: Arc::new(connection),
             socket: Arc::new(socket),
+            seen: BytesMut::new(),
         };
         (session, tls)
     }
@@ -146,20 +144,5 @@ struct Open(Gauge);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-/// Socket options are wishes: where one is refused the connection still works.
-fn prepare(socket: &TcpStream, limits: Limits) {
-    let raw = SockRef::from(socket);
-    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
-    drop(raw.set_tcp_nodelay(true));
-    drop(raw.set_tcp_keepalive(&keepalive));
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    {
-        // Without it the kernel takes megabytes for a client that reads nothing, and a stall shows minutes late.
-        drop(raw.set_tcp_notsent_lowat(u32::try_from(limits.buffer).unwrap_or(u32::MAX)));
-        // Longer than any stall, since the kernel counts a closed window as well.
-        drop(raw.set_tcp_user_timeout(Some((limits.longest_stall * 2).max(Duration::from_secs(60)))));
     }
 }

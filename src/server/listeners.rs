@@ -3,14 +3,12 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::net::TcpListener;
-
+use super::bind::Listening;
 use super::listener::Server;
 use super::shutdown::Shutdown;
-use crate::config;
+use crate::config::{self, ListenAddress};
 use crate::snapshot::Door;
 use crate::tasks::{self, Task};
 
@@ -26,8 +24,8 @@ pub struct Listeners {
 struct Open {
     name: Arc<str>,
     /// As the configuration has it: port 0 is another one each time it is bound.
-    address: SocketAddr,
-    socket: Arc<TcpListener>,
+    address: ListenAddress,
+    socket: Arc<Listening>,
     /// Its own part of the proxy's end.
     shutdown: Shutdown,
     serving: Task,
@@ -38,7 +36,7 @@ struct Open {
 pub(super) struct Bound {
     /// What it was opened with; the snapshot has what is in force, until the listener is closed.
     pub(super) door: Arc<Door>,
-    pub(super) socket: Arc<TcpListener>,
+    pub(super) socket: Arc<Listening>,
     pub(super) shutdown: Shutdown,
 }
 
@@ -55,7 +53,7 @@ pub struct Prepared(Vec<Wanted>);
 #[derive(Debug)]
 struct Wanted {
     door: Arc<Door>,
-    socket: Arc<TcpListener>,
+    socket: Arc<Listening>,
 }
 
 /// A socket could not be bound.
@@ -78,9 +76,9 @@ impl std::error::Error for BindError {}
 impl Prepared {
     /// Where each listener is bound, by name; tells the port that the system chose for port 0.
     #[must_use]
-    pub fn addresses(&self) -> Vec<(Arc<str>, SocketAddr)> {
+    pub fn addresses(&self) -> Vec<(Arc<str>, ListenAddress)> {
         let address =
-            |Wanted { door, socket }: &Wanted| Some((Arc::clone(&door.settings.name), socket.local_addr().ok()?));
+            |Wanted { door, socket }: &Wanted| Some((Arc::clone(&door.settings.name), socket.address().ok()?));
         self.0.iter().filter_map(address).collect()
     }
 }
@@ -94,23 +92,23 @@ impl Listeners {
 
     /// Binds what is wanted and not bound yet, which changes nothing for anybody. A listener that is only called
     /// otherwise keeps its socket.
-    pub async fn prepare(&self, wanted: &[Arc<Door>]) -> Result<Prepared, BindError> {
+    pub fn prepare(&self, wanted: &[Arc<Door>]) -> Result<Prepared, BindError> {
         let mut prepared = Vec::with_capacity(wanted.len());
         for door in wanted {
             let socket = match self.socket(&door.settings) {
                 Some(socket) => socket,
-                None => Arc::new(bind(&door.settings).await?),
+                None => Arc::new(bind(&door.settings)?),
             };
             prepared.push(Wanted { door: Arc::clone(door), socket });
         }
         Ok(Prepared(prepared))
     }
 
-    fn socket(&self, wanted: &config::Listener) -> Option<Arc<TcpListener>> {
+    fn socket(&self, wanted: &config::Listener) -> Option<Arc<Listening>> {
         let open = self.lock();
         let same = |known: &&Open| known.address == wanted.address;
         let found = open.iter().find(|known| same(known) && known.name == wanted.name);
-        let found = found.or_else(|| open.iter().find(|known| same(known) && wanted.address.port() != 0));
+        let found = found.or_else(|| open.iter().find(|known| same(known) && !wanted.address.is_any_port()));
         found.map(|known| Arc::clone(&known.socket))
     }
 
@@ -123,10 +121,11 @@ impl Listeners {
             let config::Listener { name, address, .. } = door.settings.clone();
             let same = |known: &Open| known.name == name && Arc::ptr_eq(&known.socket, &socket);
             if let Some(at) = before.iter().position(same) {
+                socket.adjust(&door.settings);
                 open.push(before.swap_remove(at));
                 continue;
             }
-            if let Ok(address) = socket.local_addr() {
+            if let Ok(address) = socket.address() {
                 tracing::info!(listener = %name, %address, "listening");
             }
             let shutdown = self.server.shutdown().part();
@@ -147,7 +146,7 @@ impl Listeners {
     }
 }
 
-async fn bind(settings: &config::Listener) -> Result<TcpListener, BindError> {
+fn bind(settings: &config::Listener) -> Result<Listening, BindError> {
     let what = || format!("{} ({})", settings.address, settings.name);
-    TcpListener::bind(settings.address).await.map_err(|cause| BindError { what: what(), cause })
+    Listening::open(settings).map_err(|cause| BindError { what: what(), cause })
 }

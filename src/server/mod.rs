@@ -2,7 +2,9 @@
 //!
 //! | file | does |
 //! |---|---|
-//! | `listener.rs` | binds, accepts within the bound on connections, sets socket options |
+//! | `bind.rs` | opens listening sockets, TCP or unix |
+//! | `listener.rs` | accepts within the bound on connections |
+//! | `socket.rs` | a client's socket, TCP or unix, and its options |
 //! | `listeners.rs` | opens and closes listeners as the configuration wants them |
 //! | `places.rs` | the cap on connections, which may change |
 //! | `tls.rs` | certificates by SNI, ALPN |
@@ -12,6 +14,7 @@
 //! | `shutdown.rs` | when connections must end |
 //! | `entry.rs` | makes a request's context, finds its route, starts tunnels |
 
+mod bind;
 mod connection;
 mod entry;
 mod io;
@@ -19,6 +22,7 @@ mod listener;
 mod listeners;
 mod places;
 mod shutdown;
+mod socket;
 mod stream_task;
 mod tls;
 

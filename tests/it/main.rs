@@ -28,6 +28,7 @@ mod admission;
 mod cli;
 mod connections;
 mod docs;
+mod doors;
 mod floods;
 mod floors;
 mod forwarding;

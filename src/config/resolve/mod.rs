@@ -1,16 +1,17 @@
 //! From the shape of the file to [`Config`]: defaults, names, and what must fit together.
 
+mod listener;
 mod route;
 mod upstream;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 
 use super::decode::Context;
-use super::error::{Problem, Span, quote, remark};
+use super::error::{Span, quote, remark};
 use super::file;
-use super::values::{Located, Many, Name};
-use super::{Admin, Certificate, Config, Listener, Log, Secrets, Server, Stream};
+use super::values::{Located, Name};
+use super::{Admin, Config, ListenAddress, Log, Secrets, Server, Stream};
 
 /// Everything together. It is only good when the context holds no error.
 pub(super) fn config(root: file::Root, name: &str, text: &str, cx: &mut Context<'_>) -> Config {
@@ -45,9 +46,9 @@ pub(super) fn config(root: file::Root, name: &str, text: &str, cx: &mut Context<
 
 fn server(server: file::Server, stream: Stream, admin: Option<&Located<SocketAddr>>, cx: &mut Context<'_>) -> Server {
     Server {
-        listeners: listeners(server.listen, server.listener.0, admin, cx),
+        listeners: listener::listeners(server.listen, server.listener.0, admin, cx),
         threads: server.threads.0.map(|threads| count(threads.0).get()),
-        trusted_proxies: server.trusted_proxies.items,
+        trusted_proxies: server.trusted_proxies,
         max_connections: count(server.max_connections.0).get(),
         header_timeout: server.timeout.header.0,
         idle_timeout: server.timeout.idle.0,
@@ -58,47 +59,11 @@ fn server(server: file::Server, stream: Stream, admin: Option<&Located<SocketAdd
     }
 }
 
-fn listeners(
-    short: Option<Many<Located<SocketAddr>>>,
-    long: Many<file::Listener>,
-    admin: Option<&Located<SocketAddr>>,
-    cx: &mut Context<'_>,
-) -> Vec<Listener> {
-    let nothing_said = short.is_none() && long.items.is_empty() && long.whole;
-    let all_refused = !long.whole || !long.items.is_empty() || short.as_ref().is_some_and(|short| !short.whole);
-    let mut unique = Unique::default();
-    let mut listeners = Vec::new();
-    for (number, address) in short.into_iter().flat_map(|short| short.items).enumerate() {
-        unique.address(&address, cx);
-        let name = format!("listen-{}", number + 1);
-        unique.name("listener", &name, &address.at, cx);
-        listeners.push(Listener { name: name.into(), address: address.value, tls: Vec::new() });
-    }
-    for listener in long.items {
-        let (Some(name), Some(address)) = (listener.name, listener.address) else { continue };
-        unique.name("listener", &name.value.0, &name.at, cx);
-        unique.address(&address, cx);
-        let pair = |pair: file::Certificate| Some(Certificate { cert: pair.cert?.0, key: pair.key?.0 });
-        let tls = listener.tls.items.into_iter().filter_map(pair).collect();
-        listeners.push(Listener { name: name.value.0, address: address.value, tls });
-    }
-    if let Some(admin) = admin {
-        unique.address(admin, cx);
-    }
-    if nothing_said {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
-        listeners.push(Listener { name: "listen-1".into(), address, tls: Vec::new() });
-    } else if listeners.is_empty() && !all_refused {
-        cx.found.whole(Problem::new("there is no listener").hint("leave `listen` away to listen on 127.0.0.1:8080"));
-    }
-    listeners
-}
-
 /// Names and addresses that may stand once.
 #[derive(Default)]
 struct Unique {
     names: Vec<String>,
-    addresses: Vec<SocketAddr>,
+    addresses: Vec<ListenAddress>,
 }
 
 impl Unique {
@@ -112,11 +77,11 @@ impl Unique {
     }
 
     /// Port 0 asks the system for any free port, as often as one likes.
-    fn address(&mut self, address: &Located<SocketAddr>, cx: &mut Context<'_>) {
-        if address.value.port() != 0 && self.addresses.contains(&address.value) {
-            cx.found.error(&address.at, "this address is listened on twice");
+    fn address(&mut self, address: &ListenAddress, at: &Span, cx: &mut Context<'_>) {
+        if !address.is_any_port() && self.addresses.contains(address) {
+            cx.found.error(at, "this address is listened on twice");
         } else {
-            self.addresses.push(address.value);
+            self.addresses.push(address.clone());
         }
     }
 }

@@ -15,7 +15,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -25,8 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A connection that sends and takes bytes when it is told to, and not before.
 #[derive(Debug)]
-pub(crate) struct Raw {
-    stream: TcpStream,
+pub(crate) struct Raw<S = TcpStream> {
+    stream: S,
     kept: Vec<u8>,
     /// Bytes taken from the socket so far.
     pub(crate) taken: u64,
@@ -60,7 +60,7 @@ impl Raw {
     pub(crate) async fn connect(addr: SocketAddr) -> Self {
         let stream = TcpStream::connect(addr).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, kept: Vec::new(), taken: 0 }
+        Self::over(stream)
     }
 
     /// A connection that has become a tunnel to the origin's echo.
@@ -78,6 +78,12 @@ impl Raw {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(receive_buffer).unwrap();
         let stream = socket.connect(addr).await.unwrap();
+        Self::over(stream)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
+    pub(crate) fn over(stream: S) -> Self {
         Self { stream, kept: Vec::new(), taken: 0 }
     }
 
@@ -156,7 +162,7 @@ impl Raw {
 
     /// Whether the peer says nothing for so long.
     pub(crate) async fn is_silent(&mut self, during: Duration) -> bool {
-        self.kept.is_empty() && timeout(during, self.stream.readable()).await.is_err()
+        self.kept.is_empty() && timeout(during, self.take()).await.is_err()
     }
 
     /// Ends our direction only.
@@ -214,7 +220,7 @@ pub(crate) async fn h2_tls(addr: SocketAddr, config: ClientConfig) -> http2::Sen
     h2_over(TokioIo::new(stream), 1 << 20).await
 }
 
-async fn h2_over<I>(io: I, window: u32) -> http2::SendRequest<Payload>
+pub(crate) async fn h2_over<I>(io: I, window: u32) -> http2::SendRequest<Payload>
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {

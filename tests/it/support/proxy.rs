@@ -23,7 +23,7 @@ pub(crate) struct Proxy {
     child: Child,
     stderr: Lines,
     stdout: Lines,
-    listeners: Vec<(String, SocketAddr)>,
+    listeners: Vec<(String, String)>,
     _dir: TempDir,
 }
 
@@ -86,12 +86,13 @@ impl Proxy {
     /// The address of a listener.
     pub(crate) fn addr(&self, name: &str) -> SocketAddr {
         let found = self.listeners.iter().find(|(known, _)| known == name);
-        found.unwrap_or_else(|| panic!("no listener {name:?} among {:?}", self.listeners)).1
+        let found = found.unwrap_or_else(|| panic!("no listener {name:?} among {:?}", self.listeners));
+        found.1.parse().unwrap_or_else(|_| panic!("{} is a path", found.1))
     }
 
     /// The first listener that is not the admin port.
     pub(crate) fn public(&self) -> SocketAddr {
-        self.listeners.iter().find(|(name, _)| name != "admin").expect("a listener").1
+        self.addr(&self.listeners.iter().find(|(name, _)| name != "admin").expect("a listener").0)
     }
 
     pub(crate) fn admin(&self) -> SocketAddr {
@@ -246,12 +247,12 @@ fn complete(text: &str) -> (String, usize) {
     (text, count)
 }
 
-/// Reads `... listening listener=NAME address=IP:PORT`.
-fn listening(line: &str) -> Option<(String, SocketAddr)> {
+/// Reads `... listening listener=NAME address=IP:PORT`, or a path in place of the address.
+fn listening(line: &str) -> Option<(String, String)> {
     let line = line.replace('"', "");
     let field = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name)).map(str::to_owned);
     line.contains(" listening ").then_some(())?;
-    Some((field("listener=")?, field("address=")?.parse().ok()?))
+    Some((field("listener=")?, field("address=")?))
 }
 
 fn unchunk(mut body: &[u8]) -> Vec<u8> {
