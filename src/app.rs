@@ -77,8 +77,8 @@ impl App {
             match &config.admin {
                 None => None,
                 Some(settings) => {
-                    let stack = explain::all(&config);
-                    let pages = Admin::new(registry, Arc::clone(&ready), Arc::new(move || stack.clone()));
+                    let desk = Desk { ready: Arc::clone(&ready), stack: explain::all(&config) };
+                    let pages = Admin::new(registry, Arc::new(desk));
                     let bound = admin::bind(settings.listen, pages).await;
                     Some(bound.map_err(|error| {
                         StartError::new(format!("cannot listen on {} (admin)", settings.listen), error)
@@ -117,6 +117,22 @@ impl App {
             log.close();
         }
         tracing::info!("stopped");
+    }
+}
+
+/// What the operator can ask of the app.
+struct Desk {
+    ready: Arc<AtomicBool>,
+    stack: String,
+}
+
+impl admin::Operator for Desk {
+    fn is_ready(&self) -> bool {
+        self.ready.load(Relaxed)
+    }
+
+    fn stack(&self) -> String {
+        self.stack.clone()
     }
 }
 

@@ -14,6 +14,14 @@ use tokio_util::task::TaskTracker;
 #[must_use = "dropping a Task ends it"]
 pub struct Task(AbortHandle);
 
+impl Task {
+    /// Whether it has come to its end.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
 impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();

@@ -1,166 +1,153 @@
-//! What the operator sees: the pages of the admin port.
-//!
-//! | path | answers |
-//! |---|---|
-//! | `/metrics` | Prometheus text |
-//! | `/live` | 200 as long as the process answers at all |
-//! | `/ready` | 200 while requests are taken, 503 before that and while draining |
-//! | `/stack` | the layers of every route, in order |
-//! | `/` | this list |
+//! What the operator sees and does: the pages and verbs of the admin port.
 //!
 //! | file | does |
 //! |---|---|
-//! | `mod.rs` | [`Admin`]: from a path to a page |
+//! | `mod.rs` | [`Admin`]: from a request to an answer |
+//! | `verbs.rs` | **the table of all pages and verbs** |
+//! | `operator.rs` | [`Operator`]: what stands behind them; the app is one |
+//! | `access.rs` | who may ask: tokens, and browsers that are led here |
+//! | `reply.rs` | text for people and JSON for programs |
 //! | `process.rs` | memory, descriptors and processor time, read when asked for |
 //! | `serve.rs` | the port |
 
+mod access;
+mod operator;
 mod process;
+mod reply;
 mod serve;
+mod verbs;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderValue, Method, Request, StatusCode};
+use http::header::{ACCEPT, ALLOW, HeaderValue, WWW_AUTHENTICATE};
+use http::{Method, Request, StatusCode};
 
+pub use operator::{Denied, Later, Operator, is_endpoint};
+pub use reply::{Reply, Rows};
 pub use serve::{Bound, bind};
 
 use crate::body::Body;
 use crate::context::Response;
 use crate::metrics::Registry;
+use access::Access;
+use reply::{Form, METRICS, TEXT, response, text_response};
+use verbs::{Unknown, Verb};
 
-/// A page that is written anew each time it is asked for.
-pub type Page = Arc<dyn Fn() -> String + Send + Sync>;
-
-const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
-const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-
-const INDEX: &str = "\
-headworks admin
-
-/metrics  Prometheus metrics
-/live     200 while the process answers
-/ready    200 while requests are taken, 503 otherwise
-/stack    the layers of every route
-";
-
-/// The pages.
+/// The pages and verbs.
 pub struct Admin {
     registry: Registry,
-    ready: Arc<AtomicBool>,
-    stack: Page,
+    operator: Arc<dyn Operator>,
+    access: Access,
 }
 
 impl Admin {
-    /// `ready` tells whether requests are taken, `stack` describes the routes.
+    /// Shows what `registry` counts, and does what `operator` can.
     #[must_use]
-    pub fn new(registry: Registry, ready: Arc<AtomicBool>, stack: Page) -> Self {
-        Self { registry, ready, stack }
+    pub fn new(registry: Registry, operator: Arc<dyn Operator>) -> Self {
+        Self { registry, operator, access: Access::default() }
     }
 
-    /// Answers a request. Its body is not looked at.
-    pub fn handle<B>(&self, request: &Request<B>) -> Response {
-        let mut response = match *request.method() {
-            Method::GET | Method::HEAD => self.page(request.uri().path()),
-            _ => refuse_method(),
-        };
-        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    /// Answers a request. A body is refused unread: no verb takes one.
+    pub async fn handle<B: http_body::Body>(&self, request: &Request<B>) -> Response {
+        let mut answer = self.answer(request).await;
         if request.method() == Method::HEAD {
-            *response.body_mut() = Body::empty();
+            *answer.body_mut() = Body::empty();
         }
-        response
+        answer
     }
 
-    fn page(&self, path: &str) -> Response {
-        match path {
-            "/" => text(StatusCode::OK, TEXT, INDEX.to_owned()),
-            "/metrics" => {
-                let mut page = self.registry.encode();
-                process::encode(&mut page);
-                text(StatusCode::OK, METRICS, page)
+    async fn answer<B: http_body::Body>(&self, request: &Request<B>) -> Response {
+        let form = form(request);
+        let (verb, words) = match verbs::find(request.method(), request.uri().path()) {
+            Ok(found) => found,
+            Err(Unknown::Path) => return response(Err(Denied::not_found("no such page; / lists them")), form),
+            Err(Unknown::Method(allowed)) => return refuse_method(&allowed, form),
+        };
+        let is_write = !matches!(*request.method(), Method::GET | Method::HEAD);
+        // One word, which a probe must get whatever name it uses.
+        let is_open = matches!(verb, Verb::Live | Verb::Ready);
+        if let Err(denied) = if is_open { Ok(()) } else { self.access.check(request, is_write) } {
+            return refuse(denied, form);
+        }
+        if !request.body().is_end_stream() {
+            return response(Err(Denied::new(StatusCode::PAYLOAD_TOO_LARGE, "this takes no body")), form);
+        }
+        match verb {
+            Verb::Metrics => text_response(StatusCode::OK, METRICS, self.metrics()),
+            Verb::Ready if !self.operator.is_ready() => {
+                text_response(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n".into())
             }
-            "/live" => text(StatusCode::OK, TEXT, "ok\n".to_owned()),
-            "/ready" if self.ready.load(Relaxed) => text(StatusCode::OK, TEXT, "ok\n".to_owned()),
-            "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n".to_owned()),
-            "/stack" => text(StatusCode::OK, TEXT, (self.stack)()),
-            _ => text(StatusCode::NOT_FOUND, TEXT, "no such page; / lists them\n".to_owned()),
+            _ => response(self.reply(verb, &words).await, form),
         }
+    }
+
+    async fn reply(&self, verb: Verb, words: &[String]) -> Result<Reply, Denied> {
+        let operator = &self.operator;
+        let drain = |out| match words {
+            [upstream, endpoint] => operator.drain(upstream, endpoint, out),
+            _ => Err(Denied::not_found("no such page; / lists them")),
+        };
+        match verb {
+            Verb::Index => Ok(Reply::Text(verbs::index())),
+            Verb::Metrics => Ok(Reply::Text(self.metrics())),
+            Verb::Live | Verb::Ready => Ok(Reply::Text("ok\n".into())),
+            Verb::Stack => Ok(Reply::Text(operator.stack())),
+            Verb::LastReload => operator.last_reload(),
+            Verb::Reload => operator.reload().await,
+            Verb::Drains => operator.drains(),
+            Verb::Drain => drain(true),
+            Verb::Undrain => drain(false),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let mut page = self.registry.encode();
+        process::encode(&mut page);
+        page
     }
 }
 
-fn refuse_method() -> Response {
-    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET and HEAD only\n".to_owned());
-    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-    response
+/// Text, unless JSON is asked for: people at a terminal send `*/*`, programs say what they want.
+fn form<B>(request: &Request<B>) -> Form {
+    let wants = |value: &HeaderValue| value.to_str().is_ok_and(|value| value.contains("application/json"));
+    match parameter(request, "format") {
+        Some("json") => Form::Json,
+        Some("text") => Form::Text,
+        _ if request.headers().get_all(ACCEPT).iter().any(wants) => Form::Json,
+        _ => Form::Text,
+    }
 }
 
-fn text(status: StatusCode, kind: HeaderValue, body: String) -> Response {
-    let mut response = Response::new(Body::full(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    response
+/// A parameter of the query, as it is written.
+fn parameter<'a, B>(request: &'a Request<B>, name: &str) -> Option<&'a str> {
+    let pairs = request.uri().query()?.split('&');
+    pairs.filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
+fn refuse_method(allowed: &str, form: Form) -> Response {
+    let why = format!("only {allowed} here");
+    let mut answer = response(Err(Denied::new(StatusCode::METHOD_NOT_ALLOWED, why)), form);
+    if let Ok(allowed) = HeaderValue::try_from(allowed) {
+        answer.headers_mut().insert(ALLOW, allowed);
+    }
+    answer
+}
+
+fn refuse(denied: Denied, form: Form) -> Response {
+    let is_unauthorized = denied.status == StatusCode::UNAUTHORIZED;
+    let mut answer = response(Err(denied), form);
+    if is_unauthorized {
+        answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    answer
 }
 
 impl fmt::Debug for Admin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Admin").field("ready", &self.ready).finish_non_exhaustive()
+        f.debug_struct("Admin").finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use http_body_util::BodyExt as _;
-
-    async fn ask(admin: &Admin, method: Method, path: &str) -> (u16, http::HeaderMap, String) {
-        let request = Request::builder().method(method).uri(path).body(()).expect("a request");
-        let (head, body) = admin.handle(&request).into_parts();
-        let body = body.collect().await.expect("a whole body").to_bytes();
-        (head.status.as_u16(), head.headers, String::from_utf8(body.to_vec()).expect("text"))
-    }
-
-    fn admin() -> Admin {
-        let registry = Registry::new();
-        registry.counter("headworks_requests_total", "Requests.", &[]).inc();
-        Admin::new(registry, Arc::new(AtomicBool::new(false)), Arc::new(|| "route chat\n".to_owned()))
-    }
-
-    #[tokio::test]
-    async fn every_page_of_the_index_is_there() {
-        let admin = admin();
-        admin.ready.store(true, Relaxed);
-        for path in INDEX.lines().filter(|line| line.starts_with('/')).filter_map(|line| line.split(' ').next()) {
-            assert_eq!(ask(&admin, Method::GET, path).await.0, 200, "{path}");
-        }
-        assert_eq!(ask(&admin, Method::GET, "/stack").await.2, "route chat\n");
-        assert_eq!(ask(&admin, Method::GET, "/metrics/").await.0, 404);
-    }
-
-    #[tokio::test]
-    async fn metrics_are_those_of_the_registry_and_of_the_process() {
-        let (_, headers, page) = ask(&admin(), Method::GET, "/metrics?x=1").await;
-        assert_eq!(headers[CONTENT_TYPE], "text/plain; version=0.0.4; charset=utf-8");
-        for name in ["headworks_requests_total 1", "headworks_build_info{version=", "headworks_process_open_fds "] {
-            assert!(page.lines().any(|line| line.starts_with(name)), "{name} is not in\n{page}");
-        }
-    }
-
-    #[tokio::test]
-    async fn readiness_follows_its_switch() {
-        let admin = admin();
-        assert_eq!(ask(&admin, Method::GET, "/ready").await.0, 503);
-        assert_eq!(ask(&admin, Method::GET, "/live").await.0, 200);
-        admin.ready.store(true, Relaxed);
-        assert_eq!(ask(&admin, Method::GET, "/ready").await.0, 200);
-    }
-
-    #[tokio::test]
-    async fn only_reading_is_allowed_and_head_has_no_body() {
-        let (status, headers, _) = ask(&admin(), Method::POST, "/ready").await;
-        assert_eq!((status, headers[ALLOW].as_bytes()), (405, b"GET, HEAD".as_slice()));
-        let (status, headers, body) = ask(&admin(), Method::HEAD, "/metrics").await;
-        assert_eq!((status, body.as_str()), (200, ""));
-        assert_eq!(headers[CONTENT_TYPE], METRICS);
-    }
-}
+mod tests;

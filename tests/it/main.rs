@@ -24,6 +24,7 @@
     reason = "a story is told in one piece, and its numbers are small"
 )]
 
+mod admin;
 mod admission;
 mod cli;
 mod connections;

@@ -110,9 +110,15 @@ impl Proxy {
 
     /// Status and body of a page of the admin port.
     pub(crate) fn page(&self, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.admin()).expect("the admin port answers");
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").unwrap();
+        self.ask_admin("GET", path, "")
+    }
+
+    /// Status and body of what the admin port answers to a method, with these lines added to the head.
+    pub(crate) fn ask_admin(&self, method: &str, path: &str, fields: &str) -> (u16, String) {
+        let admin = self.admin();
+        let mut stream = TcpStream::connect(admin).expect("the admin port answers");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n{fields}\r\n").unwrap();
         let mut text = Vec::new();
         stream.read_to_end(&mut text).unwrap();
         let split = text.windows(4).position(|w| w == b"\r\n\r\n").expect("a whole head");
