@@ -103,6 +103,10 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// How long a connection may be without a request.
     pub idle_timeout: Duration,
+    /// How long a connection may live, give or take a tenth.
+    pub max_age: Option<Duration>,
+    /// How many requests it may bring.
+    pub max_requests: Option<u64>,
     /// h2 streams at most.
     pub max_streams: u32,
     /// Bytes of a request head at most.
@@ -123,6 +127,8 @@ impl Limits {
             buffer: server.stream.buffer,
             header_timeout: server.header_timeout,
             idle_timeout: server.idle_timeout,
+            max_age: server.max_age,
+            max_requests: server.max_requests,
             max_streams: server.max_streams,
             max_header_size: server.max_header_size,
             stall_timeout: server.stream.stall_timeout,

@@ -49,6 +49,8 @@ section! {
         trusted_proxies: Peers, default = [];
         /// Client connections at most, over all listeners.
         max_connections: Count, default = 10000;
+        /// Requests at most on one client connection, which then ends politely; absent, any number.
+        max_requests: Count, optional;
         /// HTTP/2 streams at most on one client connection.
         max_streams: Number<1, 100_000>, default = 128;
         /// Bytes of a request head at most.
@@ -63,10 +65,12 @@ section! {
 
     /// The clocks of a client connection.
     ServerTimeout "`server.timeout`" {
-        /// For the TLS handshake, for the first bytes, and for each request head.
+        /// For the TLS handshake, for the first bytes, and for each request head; on HTTP/2, for the first request.
         header: Time, default = "10s";
         /// How long a connection may stay open without a request.
         idle: Time, default = "75s";
+        /// How long a connection may live, give or take a tenth; it then ends politely. Or "off".
+        age: OrOff, default = "1h";
     }
 
     /// A listener with a name or with TLS.

@@ -99,6 +99,10 @@ pub struct Server {
     pub header_timeout: Duration,
     /// How long a connection may stay open without a request.
     pub idle_timeout: Duration,
+    /// How long a connection may live, give or take a tenth.
+    pub max_age: Option<Duration>,
+    /// Requests on one client connection at most.
+    pub max_requests: Option<u64>,
     /// h2 streams on one client connection at most.
     pub max_streams: u32,
     /// Bytes of a request head at most.

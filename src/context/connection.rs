@@ -35,6 +35,8 @@ pub struct Connection {
     cut: FirstReason,
     /// Requests that have begun and not ended.
     active: AtomicUsize,
+    /// Requests that have begun.
+    requests: AtomicU64,
     /// When the last request ended, in milliseconds since `opened_at`.
     idle_since: AtomicU64,
     /// When the head under way began, likewise; 0: none is.
@@ -79,6 +81,7 @@ impl Connection {
             stall_millis: AtomicU64::new(millis(stall)),
             cut: FirstReason::default(),
             active: AtomicUsize::new(0),
+            requests: AtomicU64::new(0),
             idle_since: AtomicU64::new(0),
             head_since: AtomicU64::new(0),
             tunnel: AtomicBool::new(false),
@@ -181,8 +184,21 @@ impl Connection {
         self.active.load(Acquire)
     }
 
+    /// Requests that have begun so far.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Relaxed)
+    }
+
+    /// When it was accepted.
+    #[must_use]
+    pub fn opened_at(&self) -> Instant {
+        self.opened_at
+    }
+
     pub(super) fn request_begins(&self) {
         self.active.fetch_add(1, Relaxed);
+        self.requests.fetch_add(1, Relaxed);
         self.head_since.store(0, Relaxed);
     }
 

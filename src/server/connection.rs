@@ -1,29 +1,27 @@
-//! One client's connection: its protocol is found, hyper drives it, and it ends when the client has gone, when it
-//! idles, or when the proxy drains.
+//! One client's connection: its protocol is found, and hyper serves it within the limits of this place.
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use http::header::CONNECTION;
+use http::{HeaderValue, StatusCode};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
 
+use super::deadlines::Deadlines;
 use super::entry::Entry;
-use super::io::{GuardedIo, gone};
+use super::io::GuardedIo;
 use super::shutdown::Shutdown;
 use super::socket::Socket;
 use super::stream_task::{Paced, StreamExecutor};
 use crate::context::Connection;
-use crate::error::Reason;
 use crate::snapshot::Limits;
 use crate::upstream::CONNECTION_WINDOW;
 
@@ -77,19 +75,27 @@ impl Session {
 
     async fn serve_h1(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let (entry, connection) = (Arc::clone(&self.entry), Arc::clone(&self.connection));
+        let most = self.limits.max_requests;
         let service = service_fn(move |request| {
             let context = entry.begin(&connection, &request);
+            let is_last = most.is_some_and(|most| connection.requests() >= most);
             let answer = Arc::clone(&entry).answer(context, request);
-            async move { Ok::<_, Infallible>(answer.await.map(Paced::unwatched)) }
+            async move {
+                let mut answer = answer.await;
+                if is_last && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer.map(Paced::unwatched))
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(None) // also cuts idle connections; `overdue` tells the two apart
+            .header_read_timeout(None) // also cuts idle connections; `Deadlines` tells the two apart
             .max_buf_size(self.limits.buffer.max(self.limits.max_header_size))
             .max_header_size(self.limits.max_header_size)
             .serve_connection(TokioIo::new(io), service)
             .with_upgrades();
-        self.drive(connection, self.limits.header_timeout).await;
+        self.drive(connection, self.deadlines(self.limits.header_timeout, None)).await;
     }
 
     async fn serve_h2(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
@@ -115,159 +121,12 @@ impl Session {
             .keep_alive_timeout(self.limits.longest_stall.max(Duration::from_secs(20)))
             .serve_connection(TokioIo::new(io), service);
         // Frames that are no request come at any time, so bytes do not mean that a head has begun.
-        self.drive(connection, Duration::MAX).await;
+        self.drive(connection, self.deadlines(Duration::MAX, Some(self.limits.header_timeout))).await;
     }
 
-    /// Drives hyper's connection until it ends or must.
-    async fn drive(&self, connection: impl Drive, header_timeout: Duration) {
-        let mut connection = std::pin::pin!(connection);
-        let mut client = Client {
-            overdue: Some(Box::pin(overdue(&self.connection, self.limits.idle_timeout, header_timeout))),
-            gone: Box::pin(gone(&self.socket)),
-            has_gone: false,
-        };
-        let shutdown = &self.shutdown;
-        let mut until = self.serve_until(connection.as_mut(), &mut client, &shutdown.drain).await;
-        if !matches!(until, Until::Over) {
-            // Told of the end, the client knows that a request which crosses it was not read.
-            connection.as_mut().graceful_shutdown();
-            let quiet_since = self.connection.idle_since();
-            let mut goodbye = std::pin::pin!(self.serve_until(connection.as_mut(), &mut client, &shutdown.cut));
-            until = match until {
-                Until::Idle => match timeout(GOODBYE, goodbye.as_mut()).await {
-                    Ok(until) => until,
-                    Err(_) if self.connection.active() == 0 && self.connection.idle_since() == quiet_since => {
-                        Until::Over
-                    }
-                    // One crossed and was read all the same: it is served.
-                    Err(_) => goodbye.await,
-                },
-                _ => goodbye.await,
-            };
-            if let Until::Signal = until {
-                self.connection.mark_cut(Reason::Drained);
-            }
-        }
-        if self.connection.cut().is_some() {
-            self.socket.reset_on_close();
-        }
-    }
-
-    /// Serves until the connection is over or idle, or until `signal`.
-    async fn serve_until<C: Drive, O: Future<Output = Overdue>, G: Future<Output = ()>>(
-        &self,
-        mut connection: Pin<&mut C>,
-        client: &mut Client<O, G>,
-        signal: &CancellationToken,
-    ) -> Until {
-        let mut signal = std::pin::pin!(signal.cancelled());
-        std::future::poll_fn(|cx| {
-            if let Poll::Ready(result) = connection.as_mut().poll(cx) {
-                // Our body broke off, and to this client the end of the connection would look like the body's.
-                if result.is_err_and(|error| error.is_user()) && self.connection.is_close_delimited() {
-                    self.socket.reset_on_close();
-                }
-                return Poll::Ready(Until::Over);
-            }
-            if let Poll::Ready(until) = client.poll_end(&self.connection, cx) {
-                return Poll::Ready(until);
-            }
-            signal.as_mut().poll(cx).map(|()| Until::Signal)
-        })
-        .await
-    }
-}
-
-/// How long an idle connection may take to say goodbye.
-const GOODBYE: Duration = Duration::from_secs(1);
-
-/// Why a connection is not served on as before.
-enum Until {
-    Over,
-    Idle,
-    Signal,
-}
-
-/// What took too long.
-enum Overdue {
-    Head,
-    Request,
-}
-
-/// What is known of the client beside its bytes.
-struct Client<O, G> {
-    /// None once it was told.
-    overdue: Option<Pin<Box<O>>>,
-    gone: Pin<Box<G>>,
-    has_gone: bool,
-}
-
-impl<O: Future<Output = Overdue>, G: Future<Output = ()>> Client<O, G> {
-    /// Ready when there is nobody left to serve, or nothing to serve.
-    fn poll_end(&mut self, connection: &Connection, cx: &mut Context<'_>) -> Poll<Until> {
-        self.has_gone = self.has_gone || self.gone.as_mut().poll(cx).is_ready();
-        // What a client said before it went hyper may still read and serve, but nothing is waited for.
-        if self.has_gone && connection.active() > 0 {
-            return Poll::Ready(Until::Over);
-        }
-        let Some(overdue) = &mut self.overdue else { return Poll::Pending };
-        let overdue = ready!(overdue.as_mut().poll(cx));
-        self.overdue = None;
-        Poll::Ready(match overdue {
-            Overdue::Head => Until::Over,
-            Overdue::Request => Until::Idle,
-        })
-    }
-}
-
-/// hyper's two kinds of connection, as far as they are driven alike.
-trait Drive: Future<Output = hyper::Result<()>> {
-    fn graceful_shutdown(self: Pin<&mut Self>);
-}
-
-impl<I, S, B> Drive for http1::UpgradeableConnection<I, S>
-where
-    http1::UpgradeableConnection<I, S>: Future<Output = hyper::Result<()>>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = B>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    B: http_body::Body + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    fn graceful_shutdown(self: Pin<&mut Self>) {
-        http1::UpgradeableConnection::graceful_shutdown(self);
-    }
-}
-
-impl<I, S, B, E> Drive for http2::Connection<I, S, E>
-where
-    http2::Connection<I, S, E>: Future<Output = hyper::Result<()>>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
-    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = B>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    B: http_body::Body + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    E: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
-{
-    fn graceful_shutdown(self: Pin<&mut Self>) {
-        http2::Connection::graceful_shutdown(self);
-    }
-}
-
-/// Ends when the connection has been without a request, or with half a head, for too long.
-async fn overdue(connection: &Connection, idle: Duration, header: Duration) -> Overdue {
-    let glance = (idle.min(header) / 2).max(Duration::from_millis(1));
-    loop {
-        if connection.active() > 0 {
-            sleep(glance).await;
-            continue;
-        }
-        let head_until = connection.head_since().and_then(|since| since.checked_add(header));
-        let deadline = head_until.unwrap_or_else(|| connection.idle_since() + idle);
-        if deadline <= Instant::now() {
-            return if head_until.is_some() { Overdue::Head } else { Overdue::Request };
-        }
-        sleep_until(deadline.min(Instant::now() + glance)).await;
+    fn deadlines(&self, head: Duration, first: Option<Duration>) -> Deadlines {
+        let old_at = self.limits.max_age.map(|age| self.connection.opened_at() + Deadlines::spread(age));
+        Deadlines { head, first, idle: self.limits.idle_timeout, old_at }
     }
 }
 

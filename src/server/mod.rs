@@ -8,7 +8,9 @@
 //! | `listeners.rs` | opens and closes listeners as the configuration wants them |
 //! | `places.rs` | the cap on connections, which may change |
 //! | `tls.rs` | certificates by SNI, ALPN |
-//! | `connection.rs` | finds the protocol, drives hyper, watches for the client's end, idles and drains |
+//! | `connection.rs` | finds the protocol, and sets hyper up for it |
+//! | `drive.rs` | drives hyper, watches for the client's end, says goodbye |
+//! | `deadlines.rs` | when a connection has taken too long |
 //! | `io.rs` | the socket that cuts a stalled client |
 //! | `stream_task.rs` | h2 streams that are cut one by one |
 //! | `shutdown.rs` | when connections must end |
@@ -16,6 +18,8 @@
 
 mod bind;
 mod connection;
+mod deadlines;
+mod drive;
 mod entry;
 mod io;
 mod listener;

@@ -27,6 +27,7 @@
 mod admin;
 mod admission;
 mod cli;
+mod connection_life;
 mod connections;
 mod docs;
 mod doors;

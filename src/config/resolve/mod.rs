@@ -52,6 +52,8 @@ fn server(server: file::Server, stream: Stream, admin: Option<&Located<SocketAdd
         max_connections: count(server.max_connections.0).get(),
         header_timeout: server.timeout.header.0,
         idle_timeout: server.timeout.idle.0,
+        max_age: server.timeout.age.0,
+        max_requests: server.max_requests.map(|most| u64::from(most.0)),
         max_streams: server.max_streams.0,
         max_header_size: server.max_header_size.0,
         grace: server.grace.0,

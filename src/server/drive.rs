@@ -1,0 +1,157 @@
+//! Drives hyper's connection until it ends or must: the client has gone, a clock has run out, it has served enough, or
+//! the proxy drains.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::Session;
+use super::deadlines::{Deadlines, Overdue};
+use super::io::gone;
+use crate::context::Connection;
+use crate::error::Reason;
+
+/// How long a connection without a request may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+impl Session {
+    /// Drives hyper's connection until it ends or must.
+    pub(super) async fn drive(&self, connection: impl Drive, deadlines: Deadlines) {
+        let mut connection = std::pin::pin!(connection);
+        let mut client = Client {
+            overdue: Some(Box::pin(deadlines.pass(&self.connection))),
+            gone: Box::pin(gone(&self.socket)),
+            has_gone: false,
+        };
+        let shutdown = &self.shutdown;
+        let mut until = self.serve_until(connection.as_mut(), &mut client, &shutdown.drain).await;
+        if !matches!(until, Until::Over) {
+            // Told of the end, the client knows that a request which crosses it was not read.
+            connection.as_mut().graceful_shutdown();
+            let mut goodbye = std::pin::pin!(self.serve_until(connection.as_mut(), &mut client, &shutdown.cut));
+            until = loop {
+                let quiet_since = self.connection.idle_since();
+                if let Ok(until) = timeout(GOODBYE, goodbye.as_mut()).await {
+                    break until;
+                }
+                // One that crossed and was read all the same is served, as is all that was under way.
+                if self.connection.active() == 0 && self.connection.idle_since() == quiet_since {
+                    break Until::Over;
+                }
+            };
+            if let Until::Signal = until {
+                self.connection.mark_cut(Reason::Drained);
+            }
+        }
+        if self.connection.cut().is_some() {
+            self.socket.reset_on_close();
+        }
+    }
+
+    /// Serves until the connection is over, idle, old or used up, or until `signal`.
+    async fn serve_until<C: Drive, O: Future<Output = Overdue>, G: Future<Output = ()>>(
+        &self,
+        mut connection: Pin<&mut C>,
+        client: &mut Client<O, G>,
+        signal: &CancellationToken,
+    ) -> Until {
+        let mut signal = std::pin::pin!(signal.cancelled());
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+                // Our body broke off, and to this client the end of the connection would look like the body's.
+                if result.is_err_and(|error| error.is_user()) && self.connection.is_close_delimited() {
+                    self.socket.reset_on_close();
+                }
+                return Poll::Ready(Until::Over);
+            }
+            if let Poll::Ready(until) = client.poll_end(&self.connection, cx) {
+                return Poll::Ready(until);
+            }
+            if client.overdue.is_some() && self.is_used_up() {
+                client.overdue = None;
+                return Poll::Ready(Until::Quiet);
+            }
+            signal.as_mut().poll(cx).map(|()| Until::Signal)
+        })
+        .await
+    }
+
+    /// Whether it has served as many requests as it may.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.limits.max_requests.is_some_and(|most| self.connection.requests() >= most)
+    }
+}
+
+/// Why a connection is not served on as before.
+enum Until {
+    /// There is nobody left to serve.
+    Over,
+    /// It takes no further request.
+    Quiet,
+    Signal,
+}
+
+/// What is known of the client beside its bytes.
+struct Client<O, G> {
+    /// None once the connection says goodbye.
+    overdue: Option<Pin<Box<O>>>,
+    gone: Pin<Box<G>>,
+    has_gone: bool,
+}
+
+impl<O: Future<Output = Overdue>, G: Future<Output = ()>> Client<O, G> {
+    /// Ready when there is nobody left to serve, or nothing to serve.
+    fn poll_end(&mut self, connection: &Connection, cx: &mut Context<'_>) -> Poll<Until> {
+        self.has_gone = self.has_gone || self.gone.as_mut().poll(cx).is_ready();
+        // What a client said before it went hyper may still read and serve, but nothing is waited for.
+        if self.has_gone && connection.active() > 0 {
+            return Poll::Ready(Until::Over);
+        }
+        let Some(overdue) = &mut self.overdue else { return Poll::Pending };
+        let overdue = ready!(overdue.as_mut().poll(cx));
+        self.overdue = None;
+        Poll::Ready(match overdue {
+            Overdue::Head => Until::Over,
+            Overdue::Request | Overdue::Age => Until::Quiet,
+        })
+    }
+}
+
+/// hyper's two kinds of connection, as far as they are driven alike.
+pub(super) trait Drive: Future<Output = hyper::Result<()>> {
+    fn graceful_shutdown(self: Pin<&mut Self>);
+}
+
+impl<I, S, B> Drive for http1::UpgradeableConnection<I, S>
+where
+    http1::UpgradeableConnection<I, S>: Future<Output = hyper::Result<()>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: http_body::Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        http1::UpgradeableConnection::graceful_shutdown(self);
+    }
+}
+
+impl<I, S, B, E> Drive for http2::Connection<I, S, E>
+where
+    http2::Connection<I, S, E>: Future<Output = hyper::Result<()>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: http_body::Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    E: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
+{
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        http2::Connection::graceful_shutdown(self);
+    }
+}
