@@ -105,5 +105,5 @@ fn trace(bencher: Bencher<'_, '_>) {
 
 #[divan::bench]
 fn forward(bencher: Bencher<'_, '_>) {
-    measure(bencher, ForwardLayer);
+    measure(bencher, ForwardLayer::default());
 }

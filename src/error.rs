@@ -60,6 +60,8 @@ reasons! {
     MethodRefused     = 405, "method_refused",     "http_request_denied",         Refused, false, "This method is not served here.";
     /// No route matches.
     NoRoute           = 404, "no_route",           "destination_not_found",       Refused, false, "Nothing is served under this address.";
+    /// The route does not speak the protocol that an HTTP/2 client wants its stream to become.
+    UpgradeRefused    = 501, "upgrade_refused",    "http_request_denied",         Refused, false, "This protocol is not spoken here.";
     /// A rate limit of the route is used up.
     RateLimited       = 429, "rate_limited",       "http_request_denied",         Refused, false, "Too many requests; come back after the time in Retry-After.";
     /// The waiting queue of the upstream is full.

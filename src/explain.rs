@@ -100,7 +100,17 @@ fn limits(page: &mut Page, route: &Route, show: &impl Fn(&str) -> String) {
 }
 
 fn forward(page: &mut Page, route: &Route, upstream: &upstream::Settings, show: &impl Fn(&str) -> String) {
-    page.layer("forward", [("", "fields of one hop removed; X-Forwarded-*, Forwarded and Via added".to_owned())]);
+    let upgrade = match &*route.forward.upgrade {
+        [] => "none".to_owned(),
+        allowed => allowed.iter().map(|protocol| show(protocol)).collect::<Vec<_>>().join(", "),
+    };
+    page.layer(
+        "forward",
+        [
+            ("fields", "those of one hop removed; X-Forwarded-*, Forwarded and Via added".to_owned()),
+            ("upgrade", upgrade),
+        ],
+    );
     page.layer("headers", all_edits(route));
     if let Some(rewrite) = &route.rewrite {
         let slash = |path: &str| if path.is_empty() { "/".to_owned() } else { show(path) };

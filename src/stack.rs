@@ -118,7 +118,7 @@ fn forward(
     ServiceBuilder::new()
         .option_layer(route.timeout.total.map(DeadlineLayer::new)) // one clock over the wait, the attempt and the body
         .option_layer(rate_limits(route, shared)) // a cheap refusal, before any credit is taken
-        .layer(ForwardLayer) // the duties of an intermediary, which edits may override
+        .layer(ForwardLayer::new(route.forward.clone())) // the duties of an intermediary, which edits may override
         .option_layer(edits(route))
         .option_layer(route.rewrite.as_ref().map(RewriteLayer::new))
         .layer(AdmissionLayer(Arc::clone(upstream))) // a bounded wait for a credit, held until the body ends

@@ -9,7 +9,7 @@ use super::section::section;
 use super::values::{
     File, Free, Located, Many, Name, Named, Number, OrAuto, OrOff, Rate, Size, Tables, Time, Tried, Wait,
 };
-use super::web::{FieldTest, FieldValue, Fields, Level, Prefix, Target};
+use super::web::{FieldTest, FieldValue, Fields, Level, Prefix, Switch, Target};
 use super::{AccessLog, HostPattern, PathPattern};
 use crate::layers::rate_limit::Key;
 use crate::upstream::{EndpointSettings, HostPolicy, Protocol};
@@ -206,6 +206,8 @@ section! {
         strip_prefix: Located<Prefix>, optional;
         /// What comes in its place, or before the path when nothing is taken off.
         replace_prefix: Located<Prefix>, optional;
+        /// Protocols that a client may switch to; "h2c" is never passed on.
+        upgrade: Many<Switch>, default = ["websocket"];
         /// Fields set, added and removed.
         headers: Headers, default = {};
         /// Rates per key; all must have room.

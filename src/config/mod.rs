@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
-use crate::layers::{headers, rate_limit, rewrite};
+use crate::layers::{forward, headers, rate_limit, rewrite};
 use crate::upstream;
 
 /// A complete, checked configuration.
@@ -181,6 +181,8 @@ pub struct Route {
     pub matcher: Match,
     /// What is done with a match.
     pub action: Action,
+    /// What is allowed beyond plain requests.
+    pub forward: forward::Settings,
     /// How the path is rewritten before it is forwarded.
     pub rewrite: Option<rewrite::Settings>,
     /// Fields set, added and removed.

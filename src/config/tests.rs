@@ -380,6 +380,7 @@ fn routes_that_cannot_be() {
         respond = { status = 100 }
         [[route]]
         upstream = "a"
+        upgrade = ["WebSocket", "h2c", "HTTP/2.0", "*", "a b"]
         strip_prefix = "x"
         headers.request = { set = { Host = "x", X-A = "1", x-a = "2", x-n = "a\nb" }, remove = ["Content-Length", "a b"] }
         headers.response.add = { "transfer-encoding" = "x" }

@@ -126,6 +126,30 @@ impl Scalar for Method {
     }
 }
 
+/// A protocol that a connection may switch to, in lower case.
+#[derive(Clone, Debug)]
+pub(super) struct Switch(pub(super) Box<str>);
+
+impl Scalar for Switch {
+    const WHAT: &'static str = "a protocol such as \"websocket\"";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        let lower = text.to_ascii_lowercase();
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!#$&+^`|'%/".contains(&byte);
+        if lower == "*" {
+            return Err(Problem::new("a switch to any protocol is never passed on").hint("name the protocols"));
+        }
+        // What follows such a switch is HTTP that nobody here reads: rules and limits would end at the first request.
+        if ["h2c", "h2", "http", "tls"].contains(&lower.split('/').next().unwrap_or_default()) {
+            return Err(Problem::new(format!("a switch to {} is never passed on", quote(text))));
+        }
+        if lower.is_empty() || !lower.bytes().all(fits) {
+            return Err(Problem::new(format!("{} is no name of a protocol", quote(text))));
+        }
+        Ok(Self(lower.into()))
+    }
+}
+
 /// The value of a field. One that came from the environment or a file is marked sensitive: it prints as such.
 #[derive(Clone, Debug)]
 pub(super) struct FieldValue(pub(super) HeaderValue);

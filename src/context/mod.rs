@@ -107,6 +107,22 @@ impl fmt::Display for ClientName {
     }
 }
 
+/// A request that came as an extended CONNECT of HTTP/2 (RFC 8441) and travels as a GET of its path. In the extensions
+/// of the request.
+#[derive(Clone, Debug)]
+pub struct ExtendedConnect {
+    /// What the client wants the stream to become.
+    pub protocol: Box<str>,
+}
+
+impl ExtendedConnect {
+    /// Whether that is a WebSocket.
+    #[must_use]
+    pub fn is_websocket(&self) -> bool {
+        self.protocol.eq_ignore_ascii_case("websocket")
+    }
+}
+
 /// What a request asks for: the target's authority, or else the `Host` field (RFC 9112, section 3.2.2). Everything
 /// that looks at the host looks here, so that no two parts see two hosts.
 #[must_use]

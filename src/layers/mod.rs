@@ -7,7 +7,7 @@
 //! | [`render`] | turns an error into a whole answer | - | below the record; above it nothing fails |
 //! | [`deadline`] | one clock over the whole exchange | `total_timeout` (504) | above everything that waits |
 //! | [`rate_limit`] | holds a rate per key | `rate_limited` (429) | above admission: a refusal takes no credit |
-//! | [`forward`] | does the duties of an intermediary | - | before edits, which may override what it adds |
+//! | [`forward`] | does the duties of an intermediary | `upgrade_refused` (501) | before edits, which may override what it adds |
 //! | [`headers`] | edits fields of the request and the response | - | below what is decided by the client's own fields |
 //! | [`rewrite`] | strips or replaces a prefix of the path | - | beside the edits |
 //! | [`respond`] | answers by itself | - | at the bottom, in an upstream's place |

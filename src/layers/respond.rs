@@ -9,7 +9,7 @@ use http::{HeaderValue, StatusCode};
 use tower_service::Service;
 
 use crate::body::Body;
-use crate::context::{Request, Response, asked_authority, without_port};
+use crate::context::{ExtendedConnect, Request, Response, asked_authority, without_port};
 use crate::error::{ProxyError, Reason};
 
 /// Gives every request the same answer.
@@ -37,7 +37,11 @@ impl Service<Request> for Respond {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, _request: Request) -> Self::Future {
+    fn call(&mut self, request: Request) -> Self::Future {
+        // Success would tell the client that the tunnel which it asked for stands.
+        if self.status.is_success() && request.extensions().get::<ExtendedConnect>().is_some() {
+            return ready(Err(Reason::UpgradeRefused.into()));
+        }
         let mut response = Response::new(Body::full(bytes::Bytes::copy_from_slice(self.body.as_bytes())));
         *response.status_mut() = self.status;
         if !self.body.is_empty() {

@@ -21,6 +21,7 @@ use super::io::GuardedIo;
 use super::shutdown::Shutdown;
 use super::socket::Socket;
 use super::stream_task::{Paced, StreamExecutor};
+use super::writer::Writer;
 use crate::context::Connection;
 use crate::snapshot::Limits;
 use crate::upstream::CONNECTION_WINDOW;
@@ -102,9 +103,9 @@ impl Session {
         let (entry, connection) = (Arc::clone(&self.entry), Arc::clone(&self.connection));
         let executor = StreamExecutor::new(self.entry.tasks.clone());
         let streams = executor.clone();
-        let service = service_fn(move |request| {
+        let service = service_fn(move |mut request| {
             let context = entry.begin(&connection, &request);
-            let pace = streams.announce(context.clone());
+            let pace = streams.announce(context.clone(), Writer::of(&mut request));
             let answer = Arc::clone(&entry).answer(context, request);
             async move { Ok::<_, Infallible>(answer.await.map(|body| Paced::new(body, pace))) }
         });
@@ -115,6 +116,7 @@ impl Session {
             .initial_stream_window_size(buffer.max(64 * 1024 - 1))
             .max_send_buf_size(self.limits.buffer)
             .max_concurrent_streams(self.limits.max_streams)
+            .enable_connect_protocol()
             .max_header_list_size(u32::try_from(self.limits.max_header_size).unwrap_or(u32::MAX))
             .keep_alive_interval(Duration::from_secs(30))
             // A client that reads nothing answers no ping either; how long it may do so is the routes' matter.

@@ -4,21 +4,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{Method, StatusCode, Version};
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 
 use super::shutdown::Shutdown;
-use crate::body::{Body, End};
+use super::switch::{self, Client};
+use super::writer;
+use crate::body::Body;
 use crate::context::{Connection, Request, RequestContext, RequestId, Response};
 use crate::entropy;
-use crate::error::Reason;
 use crate::snapshot::{Current, Leaf};
-use crate::stream::tunnel;
 use crate::tasks::Group;
 
 /// Shared by all connections.
@@ -46,7 +44,8 @@ impl Entry {
         mut request: http::Request<Incoming>,
     ) -> Response {
         let is_head = request.method() == Method::HEAD;
-        let client = request.headers().contains_key(UPGRADE).then(|| hyper::upgrade::on(&mut request));
+        let client = Client::of(&mut request);
+        writer::as_get(&mut request);
         let (parts, body) = request.into_parts();
         let leaf = {
             let snapshot = self.current.load();
@@ -65,11 +64,10 @@ impl Entry {
             connection.expect_close();
         }
         let mut request = Request::from_parts(parts, Body::from(body));
-        request.extensions_mut().insert(context);
+        request.extensions_mut().insert(context.clone());
         let Ok(mut response) = leaf.service.call(request).await;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            connection.become_tunnel();
-            self.switch(client, &mut response, &leaf);
+            switch::start(client, context, &mut response, &leaf, self.shutdown.clone(), &self.tasks);
         }
         if is_head {
             without_body(&mut response);
@@ -96,34 +94,6 @@ impl Entry {
             }
         }
         client
-    }
-
-    /// After 101: what lived as long as the answer's body now lives as long as the tunnel.
-    fn switch(&self, client: Option<OnUpgrade>, response: &mut Response, leaf: &Leaf) {
-        let upstream = hyper::upgrade::on(&mut *response);
-        let mut body = std::mem::take(response.body_mut());
-        let held = std::mem::take(response.extensions_mut());
-        let Some(client) = client else { return body.finish(End::Failed(Reason::UpgradeFailed)) };
-        let (idle, shutdown) = (leaf.idle, self.shutdown.clone());
-        self.tasks.spawn(async move {
-            let carried = async {
-                let client = async { client.await.map_err(|_| Reason::ClientGone) };
-                let upstream = async { upstream.await.map_err(|_| Reason::UpgradeFailed) };
-                match tokio::try_join!(client, upstream) {
-                    Ok((client, upstream)) => {
-                        let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
-                        tunnel::carry(client, upstream, idle, |bytes| body.tell(bytes)).await
-                    }
-                    Err(reason) => End::Failed(reason),
-                }
-            };
-            let end = tokio::select! {
-                end = carried => end,
-                () = shutdown.cut.cancelled() => End::Failed(Reason::Drained),
-            };
-            body.finish(end);
-            drop(held);
-        });
     }
 }
 

@@ -14,7 +14,9 @@
 //! | `io.rs` | the socket that cuts a stalled client |
 //! | `stream_task.rs` | h2 streams that are cut one by one |
 //! | `shutdown.rs` | when connections must end |
-//! | `entry.rs` | makes a request's context, finds its route, starts tunnels |
+//! | `entry.rs` | makes a request's context, finds its route |
+//! | `switch.rs` | starts the tunnel after 101 |
+//! | `writer.rs` | h2 streams that become tunnels |
 
 mod bind;
 mod connection;
@@ -28,7 +30,9 @@ mod places;
 mod shutdown;
 mod socket;
 mod stream_task;
+mod switch;
 mod tls;
+mod writer;
 
 pub use entry::Entry;
 pub use listener::Server;

@@ -15,6 +15,7 @@ use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 
+use super::writer::Writer;
 use crate::body::{Body, BodyError};
 use crate::context::RequestContext;
 use crate::error::Reason;
@@ -81,6 +82,7 @@ pub(super) struct StreamExecutor {
 struct Watched {
     context: RequestContext,
     pace: Pace,
+    writer: Option<Writer>,
 }
 
 impl StreamExecutor {
@@ -89,9 +91,10 @@ impl StreamExecutor {
     }
 
     /// Announces the request whose stream comes next; its response body reports to the returned trace.
-    pub(super) fn announce(&self, context: RequestContext) -> Pace {
+    /// A stream that may become a tunnel brings its writer.
+    pub(super) fn announce(&self, context: RequestContext, writer: Option<Writer>) -> Pace {
         let pace = Pace::default();
-        *self.slot() = Some(Watched { context, pace: Arc::clone(&pace) });
+        *self.slot() = Some(Watched { context, pace: Arc::clone(&pace), writer });
         pace
     }
 
@@ -105,6 +108,10 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
+        // Started by a stream and not by the connection: its announcement would be another's.
+        if let Some(writer) = Writer::current() {
+            return self.tasks.spawn(writer.run(stream));
+        }
         match self.slot().take() {
             Some(watched) => self.tasks.spawn(StreamTask { stream, watched, blocked: None }),
             None => self.tasks.spawn(stream),
@@ -127,7 +134,12 @@ impl<F: Future<Output = ()>> Future for StreamTask<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        if this.stream.poll(cx).is_ready() {
+        let stream = this.stream;
+        let polled = match &this.watched.writer {
+            Some(writer) => writer.poll(|| stream.poll(cx)),
+            None => stream.poll(cx),
+        };
+        if polled.is_ready() {
             return Poll::Ready(());
         }
         let frame = this.watched.pace.load(Relaxed);
@@ -165,7 +177,7 @@ mod tests {
     async fn a_stream_whose_frame_is_not_taken_is_dropped_after_its_time() {
         let executor = StreamExecutor::default();
         let context = context(Duration::from_secs(10));
-        let pace = executor.announce(context.clone());
+        let pace = executor.announce(context.clone(), None);
         let mut body = Paced::new(Body::full("tokens"), pace);
         let (held, dropped) = tokio::sync::oneshot::channel::<()>();
         let began = Instant::now();
@@ -183,7 +195,7 @@ mod tests {
     async fn a_silent_producer_is_not_the_clients_stall() {
         let executor = StreamExecutor::default();
         let context = context(Duration::from_secs(10));
-        let pace = executor.announce(context.clone());
+        let pace = executor.announce(context.clone(), None);
         let (mut sender, channel) = Channel::<Bytes, std::io::Error>::new(4);
         let mut body = Paced::new(Body::boxed(channel), pace);
         let (ended, end) = tokio::sync::oneshot::channel();

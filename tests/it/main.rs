@@ -46,3 +46,4 @@ mod support;
 mod timeouts;
 mod tls_upstream;
 mod websocket;
+mod websocket_h2;

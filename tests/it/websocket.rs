@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::support::{Origin, Proxy, Raw, eventually, get};
+use crate::support::{Origin, Proxy, Raw, Wire, eventually, get};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -122,6 +122,44 @@ async fn no_other_protocol_is_asked_for() {
     client.send("GET /head HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n").await;
     assert_eq!(client.head().await.0, 200);
     assert!(!origin.last().headers.contains_key("upgrade"));
+}
+
+#[tokio::test]
+async fn a_route_says_which_protocols_may_be_asked_for() {
+    let wire = Wire::new().await;
+    let proxy = Proxy::from_toml(&format!(
+        "[upstream.app]\nendpoints = [\"{0}\"]\n[[route]]\nupstream = \"app\"\nupgrade = [\"x-lines\", \"websocket\"]\n\
+         [[route]]\nupstream = \"app\"\nmatch.path = \"/none\"\nupgrade = []\n",
+        wire.url()
+    ));
+    let offer = |path: &str| {
+        format!(
+            "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c, X-Lines\r\n\
+             upgrade: irc, websocket\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n\r\n"
+        )
+    };
+    let mut client = Raw::connect(proxy.public()).await;
+    client.send(offer("/none")).await;
+    let (mut upstream, head) = wire.request().await;
+    assert!(!head.contains("upgrade") && !head.contains("http2-settings"), "{head}");
+    upstream.send("HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await;
+    assert_eq!(client.head().await.0, 204);
+    for (chosen, status) in [("X-Lines", 101), ("irc", 502), ("h2c", 502), ("", 502), ("x-lines, websocket", 502)] {
+        let mut client = Raw::connect(proxy.public()).await;
+        client.send(offer("/")).await;
+        let (mut upstream, head) = wire.request().await;
+        assert!(head.contains("\r\nupgrade: x-lines, websocket\r\n"), "{head}");
+        assert!(head.contains("\r\nconnection: upgrade\r\n") && !head.contains("http2-settings"), "{head}");
+        let field = if chosen.is_empty() { String::new() } else { format!("upgrade: {chosen}\r\n") };
+        upstream.send(format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n{field}\r\n")).await;
+        assert_eq!(client.head().await.0, status, "{chosen}");
+        if status == 101 {
+            client.send("up").await;
+            assert_eq!(upstream.read_n(2).await, b"up");
+        } else {
+            assert_eq!(upstream.read_to_end().await.unwrap(), b"", "{chosen}");
+        }
+    }
 }
 
 #[tokio::test]

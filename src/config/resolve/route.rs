@@ -9,7 +9,7 @@ use crate::config::file;
 use crate::config::values::{Located, Many, Name, Tried};
 use crate::config::web::{FieldValue, Fields, not_editable};
 use crate::config::{Action, HeaderMatch, Listener, Match, Route, Stream};
-use crate::layers::{headers, rate_limit, rewrite};
+use crate::layers::{forward, headers, rate_limit, rewrite};
 use crate::upstream::{Settings, Timeouts};
 
 /// What a route can refer to.
@@ -47,6 +47,7 @@ fn implied(known: &Known<'_>, cx: &mut Context<'_>) -> Option<Route> {
             name: "default".into(),
             matcher: Match::default(),
             action: Action::Forward(0),
+            forward: forward::Settings { upgrade: vec!["websocket".into()] },
             rewrite: None,
             headers: headers::Settings::default(),
             rate_limits: Vec::new(),
@@ -95,6 +96,7 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
     Some(Route {
         name: name.0,
         matcher,
+        forward: forward::Settings { upgrade: table.upgrade.items.into_iter().map(|switch| switch.0).collect() },
         rewrite,
         headers,
         rate_limits,

@@ -63,6 +63,11 @@ impl Raw {
         Self::over(stream)
     }
 
+    /// Breaks off by a reset.
+    pub(crate) fn abort(self) {
+        self.stream.set_zero_linger().unwrap();
+    }
+
     /// A connection that has become a tunnel to the origin's echo.
     pub(crate) async fn tunnel(addr: SocketAddr) -> Self {
         let mut client = Self::connect(addr).await;
@@ -89,6 +94,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
 
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await.expect("the peer takes the bytes").unwrap();
+    }
+
+    /// Sends as much of it as is taken at once.
+    pub(crate) async fn send_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.write(bytes).await
     }
 
     /// A GET request without a body.

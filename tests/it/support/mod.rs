@@ -5,6 +5,8 @@
 //! | `proxy.rs` | [`Proxy`]: the real program, its addresses, its metrics, its logs |
 //! | `origin.rs` | [`Origin`]: a scripted upstream that counts what it sees |
 //! | `flood.rs` | [`Flood`]: a raw upstream that sends as fast as it can and knows what was taken |
+//! | `wire.rs` | [`Wire`]: an upstream that does by hand what a test says |
+//! | `tunnel.rs` | [`Streams`]: an HTTP/2 client whose streams become tunnels |
 //! | `client.rs` | [`Raw`], [`h1`], [`h2`], [`get`]: clients that do exactly what a test says |
 //! | `h2_raw.rs` | [`h2_raw::H2Raw`]: HTTP/2 frame by frame, and the functions that make frames |
 //! | `certs.rs` | [`Certs`]: an authority, a server, a client |
@@ -20,7 +22,9 @@ mod metrics;
 mod origin;
 mod proxy;
 mod python;
+mod tunnel;
 mod wait;
+mod wire;
 
 pub(crate) use certs::Certs;
 pub(crate) use client::{Answer, Raw, channel, empty, get, h1, h2, h2_over, h2_tls, request};
@@ -29,4 +33,6 @@ pub(crate) use metrics::Metrics;
 pub(crate) use origin::{Origin, Record};
 pub(crate) use proxy::{Proxy, run};
 pub(crate) use python::python;
+pub(crate) use tunnel::Streams;
 pub(crate) use wait::{eventually, raise_file_limit};
+pub(crate) use wire::Wire;

@@ -1,26 +1,40 @@
 //! The duties of an intermediary (RFC 9110, section 7.6): fields of one hop end here, and each hop says who it is.
 //!
-//! Requests: fields named in `Connection` and the hop-by-hop ones go; `X-Forwarded-For`, `-Proto`, `-Host` and
-//! `Forwarded` (RFC 7239) are added to what a trusted proxy sent and replace what anybody else sent; `Via` is added.
-//! `TE: trailers` is this hop's wish too, and an upgrade to WebSocket is asked for anew. Responses: the same fields
-//! go, `Via` is added.
+//! | file | does |
+//! |---|---|
+//! | `mod.rs` | the layer: fields named in `Connection` and the hop-by-hop ones go, in both directions; `Via` comes |
+//! | `forwarded.rs` | `X-Forwarded-*` and `Forwarded`: added to a trusted proxy's, in place of anybody else's |
+//! | `upgrade.rs` | the switch of protocols that the route allows, asked for anew |
+//! | `websocket.rs` | the handshake that a client of HTTP/2 does not make |
+//!
+//! `TE: trailers` is this hop's wish too. Refuses with `upgrade_refused` (501) what HTTP/2 asks for by extended CONNECT
+//! and the route does not allow; over HTTP/1.1 such a wish is taken off, and the request is one like any other. Fails
+//! with `upgrade_failed` (502) when the upstream switches to what was not asked for. Stands before the edits, which may
+//! override what it adds.
+//!
+//! ```toml
+//! [[route]]
+//! upgrade = ["websocket"]
+//! ```
+
+mod forwarded;
+mod upgrade;
+mod websocket;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::header::{CONNECTION, FORWARDED, HOST, TE, TRANSFER_ENCODING, UPGRADE, VIA};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
+use http::header::{CONNECTION, HOST, TE, TRANSFER_ENCODING, UPGRADE, VIA};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::context::{Request, RequestContext, Response};
-use crate::error::ProxyError;
-
-static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+use self::upgrade::Wanted;
+use crate::context::{Request, Response};
+use crate::error::{ProxyError, Reason};
 
 /// Fields of one hop beside `Connection` itself and what it names.
 static HOP_BY_HOP: [HeaderName; 8] = [
@@ -34,15 +48,32 @@ static HOP_BY_HOP: [HeaderName; 8] = [
     UPGRADE,
 ];
 
+/// What a route allows beyond plain requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Protocols that a client may switch to, in lower case. Never `h2c`.
+    pub upgrade: Vec<Box<str>>,
+}
+
 /// See the module's text.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ForwardLayer;
+#[derive(Clone, Debug, Default)]
+pub struct ForwardLayer {
+    settings: Arc<Settings>,
+}
+
+impl ForwardLayer {
+    /// A layer for a route with these settings.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self { settings: Arc::new(settings) }
+    }
+}
 
 impl<S> Layer<S> for ForwardLayer {
     type Service = Forward<S>;
 
     fn layer(&self, inner: S) -> Forward<S> {
-        Forward { inner }
+        Forward { inner, settings: Arc::clone(&self.settings) }
     }
 }
 
@@ -50,6 +81,7 @@ impl<S> Layer<S> for ForwardLayer {
 #[derive(Clone, Debug)]
 pub struct Forward<S> {
     inner: S,
+    settings: Arc<Settings>,
 }
 
 impl<S> Service<Request> for Forward<S>
@@ -65,30 +97,40 @@ where
     }
 
     fn call(&mut self, mut request: Request) -> Forwarding<S::Future> {
-        let found = Found::of(request.headers());
-        let upgrade = if found.upgrade { wanted_upgrade(&request) } else { None };
-        let trailers = found.te && names(request.headers(), &TE, "trailers");
-        found.remove_hop_by_hop(request.headers_mut());
-        if let Some(protocol) = upgrade {
-            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            request.headers_mut().insert(UPGRADE, protocol);
+        match prepare(&mut request, &self.settings) {
+            Ok(wanted) => Forwarding { inner: Some(self.inner.call(request)), refusal: None, wanted },
+            Err(refusal) => Forwarding { inner: None, refusal: Some(refusal), wanted: None },
         }
-        if trailers {
-            request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
-        }
-        add_forwarded(&mut request, found);
-        let version = request.version();
-        add_via(request.headers_mut(), version);
-        Forwarding { inner: self.inner.call(request) }
     }
+}
+
+/// Makes a request of the next hop out of one of the last. Gives the switch of protocols that it asks for.
+fn prepare(request: &mut Request, settings: &Settings) -> Result<Option<Box<Wanted>>, ProxyError> {
+    let found = Found::of(request.headers());
+    let wanted = if found.upgrade { Wanted::of(request, &settings.upgrade)? } else { None };
+    let trailers = found.te && names(request.headers(), &TE, "trailers");
+    found.remove_hop_by_hop(request.headers_mut());
+    if let Some(wanted) = &wanted {
+        wanted.ask(request.headers_mut());
+    }
+    if trailers {
+        request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+    }
+    forwarded::add(request, found);
+    let version = request.version();
+    add_via(request.headers_mut(), version);
+    Ok(wanted)
 }
 
 pin_project! {
     /// The future of [`Forward`].
     #[derive(Debug)]
     pub struct Forwarding<F> {
+        // None: refused, for the reason in `refusal`.
         #[pin]
-        inner: F,
+        inner: Option<F>,
+        refusal: Option<ProxyError>,
+        wanted: Option<Box<Wanted>>,
     }
 }
 
@@ -96,10 +138,16 @@ impl<F: Future<Output = Result<Response, ProxyError>>> Future for Forwarding<F> 
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let mut response = ready!(self.project().inner.poll(cx))?;
+        let this = self.project();
+        let Some(inner) = this.inner.as_pin_mut() else {
+            return Poll::Ready(Err(this.refusal.take().unwrap_or(Reason::Internal.into())));
+        };
+        let mut response = ready!(inner.poll(cx))?;
+        let protocol = match this.wanted {
+            Some(wanted) => wanted.check(&response)?,
+            None => None,
+        };
         let found = Found::of(response.headers());
-        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        let protocol = response.headers().get(UPGRADE).filter(|_| switched).cloned();
         found.remove_hop_by_hop(response.headers_mut());
         if let Some(protocol) = protocol {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -159,13 +207,6 @@ impl Found {
     }
 }
 
-/// The protocol to switch to, when it is one that is passed on: WebSocket, asked for in HTTP/1.1.
-fn wanted_upgrade(request: &Request) -> Option<HeaderValue> {
-    let protocol = request.headers().get(UPGRADE)?;
-    let asked = request.version() == Version::HTTP_11 && names(request.headers(), &CONNECTION, "upgrade");
-    (asked && protocol.as_bytes().eq_ignore_ascii_case(b"websocket")).then(|| protocol.clone())
-}
-
 /// Whether a list field has this token, parameters aside.
 fn names(headers: &HeaderMap, field: &HeaderName, token: &str) -> bool {
     tokens(headers, field).any(|found| found.split(';').next().unwrap_or(found).trim().eq_ignore_ascii_case(token))
@@ -188,77 +229,15 @@ fn add_via(headers: &mut HeaderMap, version: Version) {
     headers.append(VIA, own);
 }
 
-fn add_forwarded(request: &mut Request, found: Found) {
-    let Some(context) = request.extensions().get::<RequestContext>().cloned() else { return };
-    let connection = context.connection();
-    let host = match request.uri().authority() {
-        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-        None => request.headers().get(HOST).cloned(),
-    };
-    let headers = request.headers_mut();
-    let believed = found.forwarded && connection.trusted;
-    if found.forwarded && !believed {
-        for name in [&X_FORWARDED_FOR, &X_FORWARDED_HOST, &X_FORWARDED_PROTO, &FORWARDED] {
-            headers.remove(name);
-        }
-    }
-    let scheme = HeaderValue::from_static(connection.scheme());
-    let element = forwarded(connection.forwarded(), host.as_ref());
-    if believed {
-        extend_list(headers, &FORWARDED, element);
-        if let Some(peer) = connection.peer_field() {
-            extend_list(headers, &X_FORWARDED_FOR, Some(peer.clone()));
-        }
-        headers.entry(&X_FORWARDED_PROTO).or_insert(scheme);
-        if let Some(host) = host {
-            headers.entry(&X_FORWARDED_HOST).or_insert(host);
-        }
-    } else {
-        let mut insert = |name: &HeaderName, value: Option<HeaderValue>| {
-            if let Some(value) = value {
-                headers.insert(name.clone(), value);
-            }
-        };
-        insert(&FORWARDED, element);
-        insert(&X_FORWARDED_FOR, connection.peer_field().cloned());
-        insert(&X_FORWARDED_PROTO, Some(scheme));
-        insert(&X_FORWARDED_HOST, host);
-    }
-}
-
-/// Adds a member to a list field. All go into one line: many a program reads one line only.
-fn extend_list(headers: &mut HeaderMap, name: &HeaderName, member: Option<HeaderValue>) {
-    let Some(member) = member else { return };
-    let mut line = Vec::new();
-    for value in headers.get_all(name) {
-        line.extend_from_slice(value.as_bytes());
-        line.extend_from_slice(b", ");
-    }
-    line.extend_from_slice(member.as_bytes());
-    headers.insert(name, HeaderValue::from_maybe_shared(bytes::Bytes::from(line)).unwrap_or(member));
-}
-
-/// One element of `Forwarded`: `for=192.0.2.1;proto=https`, which is the connection's own, and the host.
-fn forwarded(connection: &str, host: Option<&HeaderValue>) -> Option<HeaderValue> {
-    let mut element = Vec::with_capacity(connection.len() + 64);
-    element.extend_from_slice(connection.as_bytes());
-    if let Some(host) = host {
-        // A port's colon makes it a quoted string; a host has no character that would need a backslash.
-        let quoted = !host.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(byte));
-        let quote: &[u8] = if quoted { b"\"" } else { b"" };
-        for part in [b";host=".as_slice(), quote, host.as_bytes(), quote] {
-            element.extend_from_slice(part);
-        }
-    }
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(element)).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context::{Connection, RequestId};
-    use std::sync::Arc;
+    use crate::context::{Connection, RequestContext, RequestId};
     use std::time::{Duration, SystemTime};
+
+    fn settings() -> Settings {
+        Settings { upgrade: vec!["websocket".into(), "x-lines".into()] }
+    }
 
     async fn upstream_sees(trusted: bool, fields: &[(&'static str, &'static str)]) -> HeaderMap {
         let peer = "192.0.2.7:4711".parse().ok();
@@ -276,7 +255,7 @@ mod tests {
             response.extensions_mut().insert(request.headers().clone());
             Ok::<_, ProxyError>(response)
         });
-        let response = ForwardLayer.layer(echo).call(request).await.expect("a response");
+        let response = ForwardLayer::new(settings()).layer(echo).call(request).await.expect("a response");
         response.extensions().get::<HeaderMap>().expect("the echo").clone()
     }
 
@@ -323,10 +302,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_websocket_is_upgraded_to() {
+    async fn only_what_the_route_allows_is_upgraded_to() {
         let seen = upstream_sees(false, &[("connection", "Upgrade"), ("upgrade", "websocket")]).await;
         assert_eq!((all(&seen, "connection"), all(&seen, "upgrade")), (vec!["upgrade"], vec!["websocket"]));
         let seen = upstream_sees(false, &[("upgrade", "websocket")]).await;
         assert!(!seen.contains_key("upgrade"), "not asked for in Connection");
+        let offers =
+            [("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c, WebSocket"), ("upgrade", "x-lines, irc/6.9")];
+        let seen = upstream_sees(false, &[&offers[..], &[("http2-settings", "AAMAAABkAAQAAP__")]].concat()).await;
+        assert_eq!(all(&seen, "upgrade"), ["WebSocket, x-lines"]);
+        assert!(!seen.contains_key("http2-settings"));
     }
 }
