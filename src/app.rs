@@ -12,12 +12,12 @@ use crate::access_log::{AccessLog, Format};
 use crate::admin::{self, Admin};
 use crate::config::{self, Config, ListenAddress};
 use crate::explain;
+use crate::live::Live;
 use crate::metrics::Registry;
 use crate::server::{self, Entry, Listeners, Prepared, Server};
 use crate::snapshot::{Current, Snapshot};
 use crate::stack::Shared;
 use crate::tasks;
-use crate::upstream::Upstream;
 
 /// Everything is built and bound; nothing is served yet.
 #[derive(Debug)]
@@ -62,9 +62,17 @@ impl App {
             config::AccessLog::Text => Some(Format::Text),
         };
         let access_log = access_log.map(|format| AccessLog::to_stdout(format, &registry));
-        let shared = shared(&config, &registry, access_log.clone())?;
+        let live = Live::new(registry.clone(), access_log.clone());
+        let plan = live.plan(&config).map_err(|(name, error)| StartError::new(format!("upstream {name}"), error))?;
+        let shared = Shared {
+            registry: registry.clone(),
+            records: plan.records().clone(),
+            upstreams: plan.upstreams(),
+            limiters: plan.limiters().clone(),
+        };
         let doors = server::doors(&config.server.listeners)
             .map_err(|(name, error)| StartError::new(format!("listener {name}"), error))?;
+        live.commit(&config, plan);
         let current: Current = Arc::new(ArcSwap::from_pointee(Snapshot::new(&config, &shared, doors.clone(), 1)));
         let entry = Arc::new(Entry { current, tasks: tasks::Group::default(), shutdown: server::Shutdown::default() });
         let server = Arc::new(Server::new(entry, config.server.max_connections, registry.clone()));
@@ -134,16 +142,4 @@ impl admin::Operator for Desk {
     fn stack(&self) -> String {
         self.stack.clone()
     }
-}
-
-fn shared(config: &Config, registry: &Registry, access_log: Option<AccessLog>) -> Result<Shared, StartError> {
-    let upstreams = config
-        .upstreams
-        .iter()
-        .map(|settings| {
-            let built = Upstream::new(settings.clone(), registry).map(Arc::new);
-            built.map_err(|error| StartError::new(format!("upstream {}", settings.name), error))
-        })
-        .collect::<Result<_, _>>()?;
-    Ok(Shared { registry: registry.clone(), access_log, upstreams })
 }

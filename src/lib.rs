@@ -44,6 +44,7 @@ pub mod entropy;
 pub mod error;
 pub mod explain;
 pub mod layers;
+pub mod live;
 pub mod metrics;
 pub mod router;
 pub mod server;

@@ -11,19 +11,19 @@ use std::sync::Arc;
 use tower::ServiceBuilder;
 use tower_service::Service;
 
-use crate::access_log::AccessLog;
 use crate::config::{Action, Route};
 use crate::context::{Request, Response};
 use crate::error::{ProxyError, Reason};
 use crate::layers::deadline::DeadlineLayer;
 use crate::layers::forward::ForwardLayer;
 use crate::layers::headers::HeadersLayer;
-use crate::layers::rate_limit::{Limiter, RateLimitLayer};
+use crate::layers::rate_limit::RateLimitLayer;
 use crate::layers::record::RecordLayer;
 use crate::layers::render::RenderLayer;
 use crate::layers::respond::{Redirect, Refuse, Respond};
 use crate::layers::rewrite::RewriteLayer;
 use crate::layers::trace::TraceLayer;
+use crate::live::{Limiters, NO_ROUTE, Records};
 use crate::metrics::Registry;
 use crate::upstream::{AdmissionLayer, Attempt, Upstream};
 
@@ -75,10 +75,12 @@ impl fmt::Debug for RouteService {
 pub struct Shared {
     /// Where metrics are registered.
     pub registry: Registry,
-    /// Where exchanges are logged, if they are.
-    pub access_log: Option<AccessLog>,
+    /// The record of each route.
+    pub records: Records,
     /// In the order of the configuration.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// The rate limits of each route.
+    pub limiters: Limiters,
 }
 
 /// The layers of a route; the top is the first to see a request.
@@ -122,25 +124,27 @@ fn forward(
         .option_layer(edits(route))
         .option_layer(route.rewrite.as_ref().map(RewriteLayer::new))
         .layer(AdmissionLayer(Arc::clone(upstream))) // a bounded wait for a credit, held until the body ends
-        .service(Attempt::new(Arc::clone(upstream), route.timeout))
+        .service(Attempt::new(route.timeout))
 }
 
 /// What serves a request that reaches no route: refused, and recorded like any other.
 #[must_use]
 pub fn refuse(reason: Reason, shared: &Shared) -> RouteService {
     RouteService::new(
-        ServiceBuilder::new().layer(record("-", shared)).layer(TraceLayer).layer(RenderLayer).service(Refuse(reason)),
+        ServiceBuilder::new()
+            .layer(record(NO_ROUTE, shared))
+            .layer(TraceLayer)
+            .layer(RenderLayer)
+            .service(Refuse(reason)),
     )
 }
 
 fn record(name: &str, shared: &Shared) -> RecordLayer {
-    RecordLayer::new(name, &shared.registry, shared.access_log.clone())
+    shared.records.get(name).cloned().unwrap_or_else(|| RecordLayer::new(name, &shared.registry, None))
 }
 
 fn rate_limits(route: &Route, shared: &Shared) -> Option<RateLimitLayer> {
-    let limiter = |settings| Arc::new(Limiter::new(settings, &shared.registry, &route.name));
-    let limiters: Vec<_> = route.rate_limits.iter().cloned().map(limiter).collect();
-    (!limiters.is_empty()).then(|| RateLimitLayer::new(limiters))
+    shared.limiters.get(&route.name).map(|limiters| RateLimitLayer::new(limiters.clone()))
 }
 
 fn edits(route: &Route) -> Option<HeadersLayer> {

@@ -53,50 +53,66 @@ pub enum Answer<W> {
     Full(W),
 }
 
+/// The credits of one class that an endpoint has and has given out.
 #[derive(Clone, Copy, Debug, Default)]
-struct Account {
+struct Purse {
     limit: usize,
     used: usize,
 }
 
+/// The credits of one endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    unary: Purse,
+    stream: Purse,
+    /// Whether no endpoint has it: another may, once its last credit has come back.
+    is_vacant: bool,
+}
+
 impl Account {
-    fn has_room(self) -> bool {
-        self.used < self.limit
+    fn purse(&mut self, class: Class) -> &mut Purse {
+        match class {
+            Class::Unary => &mut self.unary,
+            Class::Stream => &mut self.stream,
+        }
+    }
+
+    fn used(self) -> usize {
+        self.unary.used + self.stream.used
+    }
+
+    fn has_room(self, class: Class, apart: bool) -> bool {
+        match class {
+            // Streams that began with credits of their own count among the others once there is one class only.
+            _ if !apart => self.used() < self.unary.limit,
+            Class::Unary => self.unary.used < self.unary.limit,
+            Class::Stream => self.stream.used < self.stream.limit,
+        }
     }
 }
 
-/// The accounts of one class, one for each endpoint, and those who wait for one.
+/// Those who wait for a credit of one class.
 #[derive(Debug)]
-struct Ward<W> {
-    accounts: Vec<Account>,
+struct Line<W> {
     /// Where the round robin goes on.
     next: usize,
     queue: VecDeque<(Ticket, W)>,
 }
 
-impl<W> Ward<W> {
-    fn new(endpoints: usize, limit: usize) -> Self {
-        Self { accounts: vec![Account { limit, used: 0 }; endpoints], next: 0, queue: VecDeque::new() }
-    }
-
-    /// Takes a credit from the next endpoint in turn that has one.
-    fn take(&mut self) -> Option<usize> {
-        let count = self.accounts.len();
-        let (endpoint, account) = (self.next..count)
-            .chain(0..self.next)
-            .find_map(|at| self.accounts.get(at).filter(|account| account.has_room()).map(|account| (at, *account)))?;
-        *self.accounts.get_mut(endpoint)? = Account { used: account.used + 1, ..account };
-        self.next = if endpoint + 1 == count { 0 } else { endpoint + 1 };
-        Some(endpoint)
+impl<W> Line<W> {
+    fn new() -> Self {
+        Self { next: 0, queue: VecDeque::new() }
     }
 }
 
 /// See the module's text. `W` is whatever wakes a waiter.
 #[derive(Debug)]
 pub struct Ledger<W> {
-    unary: Ward<W>,
-    /// None: streams take unary credits.
-    streams: Option<Ward<W>>,
+    accounts: Vec<Account>,
+    unary: Line<W>,
+    streams: Line<W>,
+    /// Whether streams have credits of their own; otherwise they take unary ones.
+    apart: bool,
     max_waiting: usize,
     tickets: u64,
 }
@@ -106,18 +122,55 @@ impl<W> Ledger<W> {
     /// `max_waiting` wait, both classes together.
     #[must_use]
     pub fn new(endpoints: usize, in_flight: usize, streams: Option<usize>, max_waiting: usize) -> Self {
-        Self {
-            unary: Ward::new(endpoints, in_flight),
-            streams: streams.map(|limit| Ward::new(endpoints, limit)),
-            max_waiting,
-            tickets: 0,
+        let apart = streams.is_some();
+        let mut ledger =
+            Self { accounts: Vec::new(), unary: Line::new(), streams: Line::new(), apart, max_waiting, tickets: 0 };
+        for _ in 0..endpoints {
+            let endpoint = ledger.open();
+            ledger.set_limit(endpoint, Class::Unary, in_flight);
+            ledger.set_limit(endpoint, Class::Stream, streams.unwrap_or(0));
         }
+        ledger
+    }
+
+    /// Adds an endpoint, still without credits. Its number may be that of an endpoint whose last credit is back.
+    pub fn open(&mut self) -> usize {
+        let vacant = self.accounts.iter_mut().enumerate().find(|(_, account)| account.is_vacant && account.used() == 0);
+        if let Some((at, account)) = vacant {
+            *account = Account::default();
+            return at;
+        }
+        self.accounts.push(Account::default());
+        self.accounts.len() - 1
+    }
+
+    /// Takes an endpoint away. Credits of it that are out stay good; none is given any more.
+    pub fn close(&mut self, endpoint: usize) {
+        if let Some(account) = self.accounts.get_mut(endpoint) {
+            (account.unary.limit, account.stream.limit, account.is_vacant) = (0, 0, true);
+        }
+    }
+
+    /// Sets whether streams have credits of their own. What is out keeps its class; who waits keeps its place. Ask
+    /// [`Ledger::grant`] afterwards.
+    pub fn set_apart(&mut self, apart: bool) {
+        if self.apart && !apart {
+            let mut all: Vec<_> = self.unary.queue.drain(..).chain(self.streams.queue.drain(..)).collect();
+            all.sort_unstable_by_key(|(ticket, _)| *ticket);
+            self.unary.queue.extend(all);
+        }
+        self.apart = apart;
+    }
+
+    /// Sets how many may wait. Those who wait already stay.
+    pub fn set_max_waiting(&mut self, max_waiting: usize) {
+        self.max_waiting = max_waiting;
     }
 
     /// Asks for a credit of any endpoint. `waiter` is made only when there is none.
     pub fn acquire(&mut self, class: Class, waiter: impl FnOnce() -> W) -> Answer<W> {
         let class = self.effective(class);
-        if let Some(endpoint) = self.ward(class).take() {
+        if let Some(endpoint) = self.take(class) {
             return Answer::Granted(Slot { endpoint, class });
         }
         if self.waiting() >= self.max_waiting {
@@ -125,25 +178,36 @@ impl<W> Ledger<W> {
         }
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
-        self.ward(class).queue.push_back((ticket, waiter()));
+        self.line(class).queue.push_back((ticket, waiter()));
         Answer::Queued(ticket)
+    }
+
+    /// Takes a credit from the next endpoint in turn that has one.
+    fn take(&mut self, class: Class) -> Option<usize> {
+        let (count, next, apart) = (self.accounts.len(), self.line(class).next, self.apart);
+        let has_room = |at: &usize| self.accounts.get(*at).is_some_and(|account| account.has_room(class, apart));
+        let endpoint = (next..count).chain(0..next).find(has_room)?;
+        self.accounts.get_mut(endpoint)?.purse(class).used += 1;
+        self.line(class).next = if endpoint + 1 == count { 0 } else { endpoint + 1 };
+        Some(endpoint)
     }
 
     /// Takes a credit back. Ask [`Ledger::grant`] afterwards.
     pub fn release(&mut self, slot: &Slot) {
-        if let Some(account) = self.ward(slot.class).accounts.get_mut(slot.endpoint) {
-            account.used = account.used.saturating_sub(1);
+        if let Some(account) = self.accounts.get_mut(slot.endpoint) {
+            let purse = account.purse(slot.class);
+            purse.used = purse.used.saturating_sub(1);
         }
     }
 
     /// Gives a free credit to the one who waited longest, if there are both. Ask until it says none.
     pub fn grant(&mut self) -> Option<(W, Slot)> {
         for class in [Class::Unary, Class::Stream] {
-            if self.effective(class) != class || self.ward(class).queue.is_empty() {
+            if self.line(class).queue.is_empty() {
                 continue;
             }
-            if let Some(endpoint) = self.ward(class).take()
-                && let Some((_, waiter)) = self.ward(class).queue.pop_front()
+            if let Some(endpoint) = self.take(class)
+                && let Some((_, waiter)) = self.line(class).queue.pop_front()
             {
                 return Some((waiter, Slot { endpoint, class }));
             }
@@ -153,54 +217,69 @@ impl<W> Ledger<W> {
 
     /// Leaves the queue. False when the ticket has been served or has left before.
     pub fn leave(&mut self, ticket: Ticket) -> bool {
-        [Some(&mut self.unary), self.streams.as_mut()].into_iter().flatten().any(|ward| {
-            let place = ward.queue.binary_search_by_key(&ticket, |(waiting, _)| *waiting);
-            place.is_ok_and(|at| ward.queue.remove(at).is_some())
+        [&mut self.unary, &mut self.streams].into_iter().any(|line| {
+            let place = line.queue.binary_search_by_key(&ticket, |(waiting, _)| *waiting);
+            place.is_ok_and(|at| line.queue.remove(at).is_some())
         })
+    }
+
+    /// Empties the queue: there is nothing left to wait for.
+    pub fn dismiss(&mut self) -> Vec<W> {
+        self.unary.queue.drain(..).chain(self.streams.queue.drain(..)).map(|(_, waiter)| waiter).collect()
     }
 
     /// Exchanges a unary credit for a stream credit of the same endpoint: the request has turned out to last. When
     /// no stream credit is free the unary one stays out, so that never more runs than both limits together allow.
     pub fn exchange(&mut self, slot: &mut Slot) {
-        let Some(account) = self.streams.as_mut().and_then(|ward| ward.accounts.get_mut(slot.endpoint)) else { return };
-        if slot.class == Class::Unary && account.has_room() {
-            account.used += 1;
-            self.release(slot);
+        let apart = self.apart;
+        let Some(account) = self.accounts.get_mut(slot.endpoint) else { return };
+        if apart && slot.class == Class::Unary && account.has_room(Class::Stream, apart) {
+            account.stream.used += 1;
+            account.unary.used = account.unary.used.saturating_sub(1);
             slot.class = Class::Stream;
         }
     }
 
     /// Sets how many credits an endpoint has. Ask [`Ledger::grant`] afterwards.
     pub fn set_limit(&mut self, endpoint: usize, class: Class, limit: usize) {
-        if self.effective(class) == class
-            && let Some(account) = self.ward(class).accounts.get_mut(endpoint)
-        {
-            account.limit = limit;
+        if let Some(account) = self.accounts.get_mut(endpoint) {
+            account.purse(class).limit = limit;
         }
     }
 
     /// How many wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.unary.queue.len() + self.streams.as_ref().map_or(0, |ward| ward.queue.len())
+        self.unary.queue.len() + self.streams.queue.len()
     }
 
     /// How many credits of a class are out, over all endpoints.
     #[must_use]
     pub fn used(&self, class: Class) -> usize {
-        let ward = if class == Class::Unary { Some(&self.unary) } else { self.streams.as_ref() };
-        ward.map_or(0, |ward| ward.accounts.iter().map(|account| account.used).sum())
+        self.accounts
+            .iter()
+            .map(|account| match class {
+                Class::Unary => account.unary.used,
+                Class::Stream => account.stream.used,
+            })
+            .sum()
     }
 
-    /// The class whose accounts are used for `class`.
+    /// How many credits of an endpoint are out, of both classes.
+    #[must_use]
+    pub fn used_by(&self, endpoint: usize) -> usize {
+        self.accounts.get(endpoint).map_or(0, |account| account.used())
+    }
+
+    /// The class whose credits are taken for `class`.
     fn effective(&self, class: Class) -> Class {
-        if self.streams.is_some() { class } else { Class::Unary }
+        if self.apart { class } else { Class::Unary }
     }
 
-    fn ward(&mut self, class: Class) -> &mut Ward<W> {
-        match (class, &mut self.streams) {
-            (Class::Stream, Some(streams)) => streams,
-            _ => &mut self.unary,
+    fn line(&mut self, class: Class) -> &mut Line<W> {
+        match class {
+            Class::Unary => &mut self.unary,
+            Class::Stream => &mut self.streams,
         }
     }
 }
@@ -298,6 +377,41 @@ mod tests {
         assert!(ledger.grant().is_some());
     }
 
+    #[test]
+    fn streams_that_lose_their_own_credits_count_among_the_others() {
+        let mut ledger = Ledger::new(1, 2, Some(1), 9);
+        let stream = granted(ledger.acquire(Class::Stream, || 0));
+        let _unary = granted(ledger.acquire(Class::Unary, || 1));
+        queued(ledger.acquire(Class::Stream, || 2));
+        ledger.set_apart(false);
+        assert!(ledger.grant().is_none(), "two are out, and two is the limit");
+        queued(ledger.acquire(Class::Unary, || 3));
+        ledger.release(&stream);
+        assert_eq!(ledger.grant().expect("a credit is free").0, 2, "who waited for a stream keeps the place");
+        ledger.set_apart(true);
+        assert!(ledger.grant().is_none());
+        assert_eq!(granted(ledger.acquire(Class::Stream, || 4)).class(), Class::Stream);
+    }
+
+    #[test]
+    fn an_endpoint_that_goes_is_owed_its_credits_and_then_forgotten() {
+        let mut ledger = Ledger::new(2, 1, None, 9);
+        let slots = [granted(ledger.acquire(Class::Unary, || 0)), granted(ledger.acquire(Class::Unary, || 1))];
+        queued(ledger.acquire(Class::Unary, || 2));
+        ledger.close(0);
+        ledger.release(&slots[0]);
+        assert!(ledger.grant().is_none(), "the endpoint has gone");
+        assert_eq!(ledger.open(), 0, "its account is free again");
+        assert!(ledger.grant().is_none(), "the new one has no credits yet");
+        ledger.close(1);
+        assert_eq!(ledger.open(), 2, "the account is still owed a credit");
+        ledger.set_limit(2, Class::Unary, 1);
+        assert_eq!(ledger.grant().expect("a credit is free").1.endpoint(), 2);
+        assert_eq!((ledger.used_by(0), ledger.used_by(1), ledger.used_by(2)), (0, 1, 1));
+        queued(ledger.acquire(Class::Unary, || 3));
+        assert_eq!((ledger.dismiss(), ledger.waiting()), (vec![3], 0));
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Acquire(bool),
@@ -305,6 +419,7 @@ mod tests {
         Exchange(usize),
         Leave(usize),
         Limit(usize, bool, usize),
+        Apart(bool),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -314,6 +429,7 @@ mod tests {
             1 => any::<usize>().prop_map(Step::Exchange),
             1 => any::<usize>().prop_map(Step::Leave),
             1 => (any::<usize>(), any::<bool>(), 0_usize..6).prop_map(|(at, stream, n)| Step::Limit(at, stream, n)),
+            1 => any::<bool>().prop_map(Step::Apart),
         ]
     }
 
@@ -351,6 +467,7 @@ mod tests {
                         *known = limit.max(*known);
                         ledger.set_limit(n % 2, if stream { Class::Stream } else { Class::Unary }, limit);
                     }
+                    Step::Apart(apart) => ledger.set_apart(apart),
                     _ => {}
                 }
                 while let Some(((), slot)) = ledger.grant() {

@@ -3,33 +3,29 @@
 //! The decisions are [`Ledger`]'s and [`DrainRate`]'s; here are the lock, the wake-ups and the clock.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use super::Settings;
+use super::books::Books;
+use super::endpoint::Endpoint;
 use crate::body::{Body, Watch};
-use crate::control::credits::{Answer, Class, Ledger, Slot, Ticket};
-use crate::control::drain_rate::DrainRate;
+use crate::control::credits::{Answer, Class, Slot, Ticket};
 use crate::entropy;
 use crate::error::{ProxyError, Reason};
 use crate::metrics::{Gauge, Histogram, Registry};
 
-/// The one place where requests to an upstream wait.
+/// The one place where requests to an upstream wait. It takes other settings while it is in use.
 #[derive(Clone, Debug)]
 pub struct Admission(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    books: Mutex<Books>,
-    max_wait: std::time::Duration,
+    books: Mutex<Books<oneshot::Sender<Credit>>>,
     metrics: Metrics,
-}
-
-#[derive(Debug)]
-struct Books {
-    ledger: Ledger<oneshot::Sender<Credit>>,
-    drain: DrainRate,
+    registry: Registry,
 }
 
 #[derive(Debug)]
@@ -41,12 +37,9 @@ struct Metrics {
 }
 
 impl Metrics {
-    fn new(registry: &Registry, settings: &Settings) -> Self {
-        let upstream = settings.name.as_ref();
-        let credits = |class, limit: usize| {
+    fn new(registry: &Registry, upstream: &str) -> Self {
+        let credits = |class| {
             let labels = [("upstream", upstream), ("class", class)];
-            let total = i64::try_from(limit.saturating_mul(settings.endpoints.len())).unwrap_or(i64::MAX);
-            registry.gauge("headworks_credits_limit", "Credits of all endpoints together.", &labels).set(total);
             registry.gauge("headworks_credits_used", "Credits that are out, each until its body ends.", &labels)
         };
         let labels = [("upstream", upstream)];
@@ -57,8 +50,8 @@ impl Metrics {
                 "Time that requests waited for a credit.",
                 &labels,
             ),
-            unary: credits("unary", settings.limit.in_flight.get()),
-            streams: credits("stream", settings.limit.streams.map_or(0, std::num::NonZeroUsize::get)),
+            unary: credits("unary"),
+            streams: credits("stream"),
         }
     }
 
@@ -71,60 +64,124 @@ impl Metrics {
 }
 
 impl Shared {
-    fn books(&self) -> MutexGuard<'_, Books> {
+    fn books(&self) -> MutexGuard<'_, Books<oneshot::Sender<Credit>>> {
         // No code that can panic runs under this lock; should it happen, the books still balance.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// An endpoint as operators see it.
+#[derive(Clone, Debug)]
+pub struct EndpointState {
+    /// The endpoint.
+    pub endpoint: Arc<Endpoint>,
+    /// Whether an operator drains it.
+    pub is_draining: bool,
+    /// Its credits that are out.
+    pub in_flight: usize,
+}
+
 impl Admission {
     /// Admission with all credits at home.
     #[must_use]
-    pub fn new(settings: &Settings, registry: &Registry) -> Self {
-        let (limit, endpoints) = (settings.limit, settings.endpoints.len());
-        let streams = limit.streams.map(std::num::NonZeroUsize::get);
-        let ledger = Ledger::new(endpoints, limit.in_flight.get(), streams, settings.queue.max);
-        let drain = DrainRate::new(Instant::now(), limit.in_flight.get().saturating_mul(endpoints));
-        Self(Arc::new(Shared {
-            books: Mutex::new(Books { ledger, drain }),
-            max_wait: settings.queue.timeout,
-            metrics: Metrics::new(registry, settings),
-        }))
+    pub(super) fn new(settings: &Settings, endpoints: Vec<Arc<Endpoint>>, registry: &Registry) -> Self {
+        let mut books = Books::new(settings, registry);
+        books.apply(settings, endpoints, registry);
+        let metrics = Metrics::new(registry, &settings.name);
+        Self(Arc::new(Shared { books: Mutex::new(books), metrics, registry: registry.clone() }))
+    }
+
+    /// Brings other settings in force: credits that are out count on, and who waits keeps its place.
+    pub(super) fn apply(&self, settings: &Settings, endpoints: Vec<Arc<Endpoint>>) {
+        self.0.books().apply(settings, endpoints, &self.0.registry);
+        self.settle();
+    }
+
+    /// Begins or ends the drain of an endpoint: it gets no more requests, those it has go on. False when it is not among
+    /// the endpoints.
+    pub(super) fn set_draining(&self, endpoint: &Arc<Endpoint>, is_draining: bool) -> bool {
+        let found = self.0.books().set_draining(endpoint, is_draining);
+        self.settle();
+        found
+    }
+
+    /// All endpoints, in the order of the configuration.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<EndpointState> {
+        let books = self.0.books();
+        let state = |(account, endpoint, is_draining): (usize, &Arc<Endpoint>, bool)| EndpointState {
+            endpoint: Arc::clone(endpoint),
+            is_draining,
+            in_flight: books.ledger.used_by(account),
+        };
+        books.members().map(state).collect()
+    }
+
+    /// Limits have changed: hands out what is free, or sends everybody home when nothing will be.
+    fn settle(&self) {
+        let dismissed = {
+            let mut books = self.0.books();
+            if books.is_dry() { books.ledger.dismiss() } else { Vec::new() }
+        };
+        drop(dismissed);
+        hand_out(&self.0);
     }
 
     /// Waits for a credit of any endpoint.
     ///
     /// Refuses with `queue_full` at once, or with `queue_timeout` after the queue's time, both with the time after
-    /// which the client should come back. Dropping the future frees the place in the queue at once.
+    /// which the client should come back; and with `no_endpoint` when all endpoints are draining. Dropping the future
+    /// frees the place in the queue at once.
     pub async fn admit(&self, class: Class) -> Result<Credit, ProxyError> {
-        let mut granted = None;
-        let answer = self.0.books().ledger.acquire(class, || {
-            let (waiter, receiver) = oneshot::channel();
-            granted = Some(receiver);
-            waiter
-        });
-        match (answer, granted) {
-            (Answer::Granted(slot), _) => Ok(Credit::new(&self.0, slot)),
-            (Answer::Queued(ticket), Some(granted)) => self.wait(ticket, granted).await,
-            (Answer::Queued(_) | Answer::Full(_), _) => Err(refusal(Reason::QueueFull, &self.0.books())),
-        }
+        let (ticket, granted, max_wait) = {
+            let mut granted = None;
+            let mut books = self.0.books();
+            let answer = books.ledger.acquire(class, || {
+                let (waiter, receiver) = oneshot::channel();
+                granted = Some(receiver);
+                waiter
+            });
+            match (answer, granted) {
+                (Answer::Granted(slot), _) => match books.endpoint(slot.endpoint()).cloned() {
+                    Some(endpoint) => {
+                        drop(books);
+                        return Ok(Credit::new(&self.0, slot, endpoint));
+                    }
+                    None => return Err(Reason::NoEndpoint.into()),
+                },
+                (Answer::Queued(ticket), Some(granted)) if !books.is_dry() => (ticket, granted, books.max_wait),
+                (Answer::Queued(ticket), _) => {
+                    books.ledger.leave(ticket);
+                    return Err(Reason::NoEndpoint.into());
+                }
+                (Answer::Full(_), _) if books.is_dry() => return Err(Reason::NoEndpoint.into()),
+                (Answer::Full(_), _) => return Err(refusal(Reason::QueueFull, &books)),
+            }
+        };
+        self.wait(ticket, granted, max_wait).await
     }
 
-    async fn wait(&self, ticket: Ticket, granted: oneshot::Receiver<Credit>) -> Result<Credit, ProxyError> {
+    async fn wait(
+        &self,
+        ticket: Ticket,
+        granted: oneshot::Receiver<Credit>,
+        max_wait: Duration,
+    ) -> Result<Credit, ProxyError> {
         let place = Place::new(&self.0, ticket);
         let asked_at = Instant::now();
-        let outcome = timeout(self.0.max_wait, granted).await;
+        let outcome = timeout(max_wait, granted).await;
         self.0.metrics.wait.observe(asked_at.elapsed());
         drop(place);
         match outcome {
             Ok(Ok(credit)) => Ok(credit),
-            Ok(Err(_)) => Err(Reason::Internal.into()),
+            // Sent home: the last endpoint has begun to drain.
+            Ok(Err(_)) => Err(Reason::NoEndpoint.into()),
             Err(_) => Err(refusal(Reason::QueueTimeout, &self.0.books())),
         }
     }
 }
 
-fn refusal(reason: Reason, books: &Books) -> ProxyError {
+fn refusal<W>(reason: Reason, books: &Books<W>) -> ProxyError {
     let place = books.ledger.waiting() + 1;
     ProxyError::from(reason).retry_after(books.drain.retry_after(Instant::now(), place, entropy::unit()))
 }
@@ -154,18 +211,19 @@ impl Drop for Place<'_> {
 pub struct Credit {
     shared: Arc<Shared>,
     slot: Slot,
+    endpoint: Arc<Endpoint>,
 }
 
 impl Credit {
-    fn new(shared: &Arc<Shared>, slot: Slot) -> Self {
+    fn new(shared: &Arc<Shared>, slot: Slot, endpoint: Arc<Endpoint>) -> Self {
         shared.metrics.credits(slot.class()).inc();
-        Self { shared: Arc::clone(shared), slot }
+        Self { shared: Arc::clone(shared), slot, endpoint }
     }
 
     /// The endpoint it is good for.
     #[must_use]
-    pub fn endpoint(&self) -> usize {
-        self.slot.endpoint()
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
     }
 
     /// Moves to the stream credits if one is free: the answer has turned out to last.
@@ -204,8 +262,12 @@ impl Drop for Credit {
 /// its credit back through `Drop`, which takes the lock.
 fn hand_out(shared: &Arc<Shared>) {
     loop {
-        let Some((waiter, slot)) = shared.books().ledger.grant() else { return };
-        drop(waiter.send(Credit::new(shared, slot)));
+        let mut books = shared.books();
+        let Some((waiter, slot)) = books.ledger.grant() else { return };
+        // Only an endpoint that is there has credits.
+        let Some(endpoint) = books.endpoint(slot.endpoint()).cloned() else { continue };
+        drop(books);
+        drop(waiter.send(Credit::new(shared, slot, endpoint)));
     }
 }
 
@@ -226,7 +288,12 @@ mod tests {
             queue: Queue { max, timeout: Duration::from_millis(500) },
             ..Settings::for_tests()
         };
-        Admission::new(&settings, &Registry::new())
+        Admission::new(&settings, endpoints(&settings), &Registry::new())
+    }
+
+    fn endpoints(settings: &Settings) -> Vec<Arc<Endpoint>> {
+        let endpoints = settings.endpoints.iter();
+        endpoints.map(|endpoint| Endpoint::new(settings, endpoint).expect("usable settings")).collect()
     }
 
     fn used(admission: &Admission) -> usize {
@@ -272,6 +339,52 @@ mod tests {
         assert_eq!(waiting(&admission), 0);
         drop(credit);
         assert_eq!(used(&admission), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_settings_find_the_same_queue() {
+        let admission = admission(1, 2);
+        let mut settings = Settings { queue: Queue { max: 2, ..Queue::default() }, ..Settings::for_tests() };
+        settings.limit.in_flight = NonZeroUsize::new(2).expect("not zero");
+        let same = admission.endpoints().into_iter().map(|state| state.endpoint).collect();
+        let first = admission.admit(Class::Unary).await.expect("a free credit");
+        let mut second = Box::pin(admission.admit(Class::Unary));
+        let mut third = Box::pin(admission.admit(Class::Unary));
+        std::future::poll_fn(|cx| {
+            assert!(second.as_mut().poll(cx).is_pending() && third.as_mut().poll(cx).is_pending());
+            std::task::Poll::Ready(())
+        })
+        .await;
+        admission.apply(&settings, same);
+        let second = second.await.expect("one more credit");
+        assert_eq!((used(&admission), waiting(&admission)), (2, 1));
+        settings.endpoints.clear();
+        settings.endpoints.push(crate::upstream::EndpointSettings {
+            label: "http://127.0.0.1:2".into(),
+            ..Settings::for_tests().endpoints.remove(0)
+        });
+        settings.limit.in_flight = NonZeroUsize::MIN;
+        admission.apply(&settings, endpoints(&settings));
+        let third = third.await.expect("a credit of the endpoint that came");
+        assert_eq!(&**third.endpoint().label(), "http://127.0.0.1:2");
+        drop((first, second));
+        assert_eq!(admission.endpoints()[0].in_flight, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_an_endpoint_nobody_waits() {
+        let admission = admission(1, 2);
+        let endpoint = admission.endpoints().remove(0).endpoint;
+        let credit = admission.admit(Class::Unary).await.expect("a free credit");
+        let (waited, drained) =
+            tokio::join!(admission.admit(Class::Unary), async { admission.set_draining(&endpoint, true) });
+        assert!(drained);
+        assert_eq!(waited.expect_err("sent home").reason, Reason::NoEndpoint);
+        assert_eq!(admission.admit(Class::Unary).await.expect_err("refused").reason, Reason::NoEndpoint);
+        assert_eq!(admission.endpoints()[0].in_flight, 1, "what is under way goes on");
+        drop(credit);
+        assert!(admission.set_draining(&endpoint, false));
+        drop(admission.admit(Class::Unary).await.expect("it is back"));
     }
 
     #[tokio::test]

@@ -92,6 +92,11 @@ impl Client {
         Err(Reason::Internal.into())
     }
 
+    /// Whether connections are closed as soon as nobody uses them, those that idle at once.
+    pub fn set_closing(&self, is_closing: bool) {
+        self.pool.set_closing(is_closing);
+    }
+
     /// The connections' state and counts.
     #[must_use]
     pub fn stats(&self) -> PoolStats {

@@ -5,6 +5,8 @@
 //! | `settings.rs` | what is set for one upstream |
 //! | `service.rs` | [`Upstream`] as services: admission above, the attempt below |
 //! | `admission.rs` | [`Admission`]: credits, and the one queue in front of all endpoints |
+//! | `books.rs` | what the lock of admission guards: credits, and who stands behind them |
+//! | `endpoint.rs` | [`Endpoint`]: its connections, and what they depend on |
 //! | `client.rs` | [`Client`]: sends one request to one endpoint |
 //! | `target.rs` | the form a request has on each version of HTTP |
 //! | `first_byte.rs` | the clock of an answer's beginning |
@@ -14,8 +16,10 @@
 //! | `connect.rs`, `tls.rs`, `io.rs` | open the stream |
 
 mod admission;
+mod books;
 mod client;
 mod connect;
+mod endpoint;
 mod failure;
 mod first_byte;
 mod handshake;
@@ -28,11 +32,12 @@ mod target;
 mod testing;
 mod tls;
 
-pub use admission::{Admission, Credit};
+pub use admission::{Admission, Credit, EndpointState};
 pub use client::{Client, UpgradeLease};
+pub use endpoint::Endpoint;
 pub(crate) use handshake::CONNECTION_WINDOW;
 pub use pool::PoolStats;
-pub use service::{AdmissionLayer, Admit, Admitted, Attempt, Upstream};
+pub use service::{AdmissionLayer, Admit, Admitted, Attempt, Change, Upstream};
 pub use settings::{
     Address, EndpointSettings, HostPolicy, Limit, Pool, Protocol, Queue, Scheme, Settings, Timeouts, Tls,
 };

@@ -9,36 +9,87 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{Admission, Client, ClientError, Settings, Timeouts};
+use super::admission::EndpointState;
+use super::endpoint::{Endpoint, Recipe};
+use super::{Admission, ClientError, Settings, Timeouts};
 use crate::body::Clocks;
 use crate::body::kind::{self, Kind};
 use crate::context::{Request, RequestContext, Response};
 use crate::control::credits::Class;
-use crate::error::{ProxyError, Reason};
+use crate::error::ProxyError;
 use crate::metrics::Registry;
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response, ProxyError>> + Send>>;
 
 /// A pool of endpoints that serve the same thing, with the one queue in front of them.
+///
+/// It outlives changes of its settings: credits that are out count on, who waits keeps its place, and an endpoint whose
+/// connections would be made alike keeps them. A request that waits gets an endpoint of those that are there when its
+/// credit comes.
 #[derive(Debug)]
 pub struct Upstream {
-    settings: Settings,
+    name: Arc<str>,
     admission: Admission,
-    clients: Vec<Arc<Client>>,
+}
+
+/// Other settings of an upstream, with everything built that could fail.
+#[derive(Debug)]
+pub struct Change {
+    settings: Settings,
+    endpoints: Vec<Arc<Endpoint>>,
 }
 
 impl Upstream {
     /// Fails when a certificate, a key or an authority cannot be read.
-    pub fn new(settings: Settings, registry: &Registry) -> Result<Self, ClientError> {
-        let clients =
-            settings.endpoints.iter().map(|endpoint| Client::new(&settings, endpoint)).collect::<Result<_, _>>()?;
-        Ok(Self { admission: Admission::new(&settings, registry), clients, settings })
+    pub fn new(settings: &Settings, registry: &Registry) -> Result<Self, ClientError> {
+        let endpoints = settings.endpoints.iter().map(|endpoint| Endpoint::new(settings, endpoint));
+        let admission = Admission::new(settings, endpoints.collect::<Result<_, _>>()?, registry);
+        Ok(Self { name: Arc::clone(&settings.name), admission })
     }
 
-    /// What it was built from.
+    /// Builds what other settings need, and changes nothing.
+    pub fn prepare(&self, settings: &Settings) -> Result<Change, ClientError> {
+        let known = self.admission.endpoints();
+        let endpoints = settings.endpoints.iter().map(|wanted| {
+            let recipe = Recipe::new(settings, wanted);
+            let same =
+                |state: &&EndpointState| state.endpoint.settings() == wanted && *state.endpoint.recipe() == recipe;
+            match known.iter().find(same) {
+                Some(state) => Ok(Arc::clone(&state.endpoint)),
+                None => Endpoint::new(settings, wanted),
+            }
+        });
+        Ok(Change { endpoints: endpoints.collect::<Result<_, _>>()?, settings: settings.clone() })
+    }
+
+    /// Brings other settings in force.
+    pub fn apply(&self, change: Change) {
+        self.admission.apply(&change.settings, change.endpoints);
+    }
+
+    /// No route leads here any more: connections are closed as soon as they idle. What is under way goes on.
+    pub fn retire(&self) {
+        for EndpointState { endpoint, .. } in self.admission.endpoints() {
+            endpoint.client().set_closing(true);
+        }
+    }
+
+    /// Its name.
     #[must_use]
-    pub fn settings(&self) -> &Settings {
-        &self.settings
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// All endpoints, in the order of the configuration.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<EndpointState> {
+        self.admission.endpoints()
+    }
+
+    /// Begins the drain of an endpoint, or ends it: a draining one gets no more requests, those it has go on, and its
+    /// idle connections are closed. False when it is not among the endpoints.
+    pub fn set_draining(&self, endpoint: &Arc<Endpoint>, is_draining: bool) -> bool {
+        self.admission.set_draining(endpoint, is_draining)
     }
 }
 
@@ -46,10 +97,11 @@ impl Upstream {
 #[derive(Debug)]
 pub struct Admitted {
     request: Request,
-    endpoint: usize,
+    endpoint: Arc<Endpoint>,
 }
 
-/// Holds a credit from admission to the end of the response body. Refuses with `queue_full` and `queue_timeout`.
+/// Holds a credit from admission to the end of the response body. Refuses with `queue_full`, `queue_timeout` and
+/// `no_endpoint`.
 #[derive(Clone, Debug)]
 pub struct AdmissionLayer(pub Arc<Upstream>);
 
@@ -86,7 +138,7 @@ where
         let context = request.extensions().get::<RequestContext>().cloned();
         Box::pin(async move {
             if let Some(context) = &context {
-                let _ = context.notes().upstream.set(Arc::clone(&upstream.settings.name));
+                let _ = context.notes().upstream.set(Arc::clone(&upstream.name));
             }
             let class = match kind::of_request(request.headers()) {
                 Kind::Unary => Class::Unary,
@@ -98,7 +150,7 @@ where
                 context.notes().queued.set(asked_at.elapsed());
             }
             let mut credit = admitted?;
-            let response = inner.call(Admitted { request, endpoint: credit.endpoint() }).await?;
+            let response = inner.call(Admitted { request, endpoint: Arc::clone(credit.endpoint()) }).await?;
             if kind::of_response(response.status(), response.headers()) != Kind::Unary {
                 credit = credit.into_stream();
             }
@@ -108,17 +160,16 @@ where
 }
 
 /// One call of one endpoint, with the clocks of the route.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Attempt {
-    upstream: Arc<Upstream>,
     timeouts: Timeouts,
 }
 
 impl Attempt {
-    /// Calls endpoints of `upstream`.
+    /// Calls the endpoint that a request was admitted to.
     #[must_use]
-    pub fn new(upstream: Arc<Upstream>, timeouts: Timeouts) -> Self {
-        Self { upstream, timeouts }
+    pub fn new(timeouts: Timeouts) -> Self {
+        Self { timeouts }
     }
 }
 
@@ -132,14 +183,13 @@ impl Service<Admitted> for Attempt {
     }
 
     fn call(&mut self, Admitted { request, endpoint }: Admitted) -> Answer {
-        let Self { upstream, timeouts } = self.clone();
+        let Self { timeouts } = *self;
         Box::pin(async move {
-            let client = upstream.clients.get(endpoint).ok_or(Reason::NoEndpoint)?;
             let context = request.extensions().get::<RequestContext>().cloned();
-            if let (Some(context), Some(endpoint)) = (&context, upstream.settings.endpoints.get(endpoint)) {
-                let _ = context.notes().endpoint.set(Arc::clone(&endpoint.label));
+            if let Some(context) = &context {
+                let _ = context.notes().endpoint.set(Arc::clone(endpoint.label()));
             }
-            let response = client.send(request, timeouts.first_byte).await?;
+            let response = endpoint.client().send(request, timeouts.first_byte).await?;
             if let Some(context) = &context {
                 context.notes().first_byte.set(context.received_at().elapsed());
             }

@@ -131,6 +131,11 @@ impl Pool {
         drop(idle);
     }
 
+    /// Keeps no idle connection any more, or does so again.
+    pub(super) fn set_closing(self: &Arc<Self>, is_closing: bool) {
+        self.settle(|state| state.is_closing = is_closing);
+    }
+
     pub(super) fn stats(&self) -> PoolStats {
         let mut stats = self.lock().stats();
         stats.in_flight = self.counts.in_flight.load(Relaxed);

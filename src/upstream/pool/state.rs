@@ -79,6 +79,8 @@ pub(super) struct State {
     /// How many requests the next connection is going to serve at once, as far as is known.
     expected: usize,
     pub(super) reaper: Option<Task>,
+    /// Whether nothing may idle.
+    pub(super) is_closing: bool,
 }
 
 struct Multiplexed {
@@ -121,6 +123,7 @@ impl State {
             // Where TLS has the choice, h2 is hoped for; the first connection tells.
             expected: if version == Some(Version::Http1) { 1 } else { bounds.streams },
             reaper: None,
+            is_closing: false,
         }
     }
 
@@ -200,8 +203,13 @@ impl State {
 
     /// Lets go of the oldest idle connections beyond the bound.
     pub(super) fn trim(&mut self, bounds: &Bounds, dead: &mut Vec<Dead>) {
-        let excess = self.idle.len().saturating_sub(bounds.idle);
+        let most = if self.is_closing { 0 } else { bounds.idle };
+        let excess = self.idle.len().saturating_sub(most);
         dead.extend(self.idle.drain(..excess).map(|(connection, _)| Dead::Http1 { _connection: connection }));
+        if self.is_closing {
+            let unused = self.multiplexed.extract_if(.., |entry| entry.streams == 0);
+            dead.extend(unused.map(|entry| Dead::Http2 { _connection: entry.connection }));
+        }
     }
 
     /// Counts in the connections that must be opened so that each waiter has one to hope for.

@@ -1,0 +1,160 @@
+//! What the lock of admission guards: the ledger, and who stands behind its accounts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Settings;
+use super::endpoint::Endpoint;
+use super::settings::{EndpointSettings, Limit};
+use crate::control::credits::{Class, Ledger};
+use crate::control::drain_rate::DrainRate;
+use crate::metrics::{Gauge, Registry};
+
+/// See the module's text. `W` wakes a waiter.
+#[derive(Debug)]
+pub(super) struct Books<W> {
+    pub(super) ledger: Ledger<W>,
+    pub(super) drain: DrainRate,
+    pub(super) max_wait: Duration,
+    limit: Limit,
+    /// By account.
+    members: Vec<Option<Member>>,
+    /// The accounts in the order of the configuration.
+    order: Vec<usize>,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct Member {
+    endpoint: Arc<Endpoint>,
+    is_draining: bool,
+    draining: Gauge,
+}
+
+#[derive(Debug)]
+struct Metrics {
+    unary: Gauge,
+    streams: Gauge,
+}
+
+impl Metrics {
+    fn new(registry: &Registry, upstream: &str) -> Self {
+        let limit = |class| {
+            let labels = [("upstream", upstream), ("class", class)];
+            registry.gauge("headworks_credits_limit", "Credits of all endpoints together.", &labels)
+        };
+        Self { unary: limit("unary"), streams: limit("stream") }
+    }
+}
+
+impl<W> Books<W> {
+    /// Books without endpoints, which the first [`Books::apply`] brings.
+    pub(super) fn new(settings: &Settings, registry: &Registry) -> Self {
+        let credits = settings.limit.in_flight.get().saturating_mul(settings.endpoints.len());
+        Self {
+            ledger: Ledger::new(0, 0, settings.limit.streams.map(std::num::NonZeroUsize::get), settings.queue.max),
+            drain: DrainRate::new(Instant::now(), credits),
+            max_wait: settings.queue.timeout,
+            limit: settings.limit,
+            members: Vec::new(),
+            order: Vec::new(),
+            metrics: Metrics::new(registry, &settings.name),
+        }
+    }
+
+    /// Brings other settings in force. Endpoints that stay keep their accounts, so that credits which are out count on;
+    /// what is draining goes on draining. Ask the ledger to grant afterwards.
+    pub(super) fn apply(&mut self, settings: &Settings, endpoints: Vec<Arc<Endpoint>>, registry: &Registry) {
+        self.limit = settings.limit;
+        self.max_wait = settings.queue.timeout;
+        self.ledger.set_max_waiting(settings.queue.max);
+        self.ledger.set_apart(settings.limit.streams.is_some());
+        for at in 0..self.members.len() {
+            let stays = |member: &Member| endpoints.iter().any(|new| new.settings() == member.endpoint.settings());
+            let Some(place) = self.members.get_mut(at) else { continue };
+            if let Some(gone) = place.take_if(|member| !stays(member)) {
+                gone.endpoint.client().set_closing(true);
+                self.ledger.close(at);
+            }
+        }
+        self.order.clear();
+        for endpoint in endpoints {
+            if let Some((account, member)) = self.find(endpoint.settings()) {
+                if !Arc::ptr_eq(&member.endpoint, &endpoint) {
+                    member.endpoint.client().set_closing(true);
+                }
+                endpoint.client().set_closing(member.is_draining);
+                member.endpoint = endpoint;
+                self.order.push(account);
+                continue;
+            }
+            endpoint.client().set_closing(false);
+            let labels = [("upstream", settings.name.as_ref()), ("endpoint", endpoint.label().as_ref())];
+            let draining =
+                registry.gauge("headworks_endpoint_draining", "1 while an operator drains the endpoint.", &labels);
+            let member = Member { endpoint, is_draining: false, draining };
+            let account = self.ledger.open();
+            self.order.push(account);
+            if self.members.len() <= account {
+                self.members.resize_with(account + 1, || None);
+            }
+            if let Some(place) = self.members.get_mut(account) {
+                *place = Some(member);
+            }
+        }
+        self.set_limits();
+    }
+
+    fn find(&mut self, settings: &EndpointSettings) -> Option<(usize, &mut Member)> {
+        let members = self.members.iter_mut().enumerate();
+        let mut members = members.filter_map(|(account, member)| Some((account, member.as_mut()?)));
+        members.find(|(_, member)| member.endpoint.settings() == settings)
+    }
+
+    /// An endpoint without credits drains: this is all that draining is.
+    fn set_limits(&mut self) {
+        let streams = self.limit.streams.map_or(0, std::num::NonZeroUsize::get);
+        let (mut unary_sum, mut stream_sum) = (0_usize, 0_usize);
+        for (account, member) in self.members.iter().enumerate() {
+            let Some(member) = member else { continue };
+            let (unary, stream) = if member.is_draining { (0, 0) } else { (self.limit.in_flight.get(), streams) };
+            self.ledger.set_limit(account, Class::Unary, unary);
+            self.ledger.set_limit(account, Class::Stream, stream);
+            member.draining.set(i64::from(member.is_draining));
+            unary_sum = unary_sum.saturating_add(unary);
+            stream_sum = stream_sum.saturating_add(stream);
+        }
+        self.metrics.unary.set(i64::try_from(unary_sum).unwrap_or(i64::MAX));
+        self.metrics.streams.set(i64::try_from(stream_sum).unwrap_or(i64::MAX));
+    }
+
+    /// Begins or ends the drain of an endpoint; false when there is no such endpoint. Ask the ledger to grant
+    /// afterwards.
+    pub(super) fn set_draining(&mut self, endpoint: &Endpoint, is_draining: bool) -> bool {
+        let Some((_, member)) = self.find(endpoint.settings()) else { return false };
+        member.is_draining = is_draining;
+        member.endpoint.client().set_closing(is_draining);
+        self.set_limits();
+        true
+    }
+
+    /// Whether no endpoint takes a request, or will while nobody changes that.
+    pub(super) fn is_dry(&self) -> bool {
+        self.members.iter().flatten().all(|member| member.is_draining)
+    }
+
+    /// Who stands behind an account.
+    pub(super) fn endpoint(&self, account: usize) -> Option<&Arc<Endpoint>> {
+        self.members.get(account)?.as_ref().map(|member| &member.endpoint)
+    }
+
+    /// Every endpoint in the order of the configuration: its account, and whether it is draining.
+    pub(super) fn members(&self) -> impl Iterator<Item = (usize, &Arc<Endpoint>, bool)> {
+        self.order.iter().filter_map(|account| {
+            let member = self.members.get(*account)?.as_ref()?;
+            Some((*account, &member.endpoint, member.is_draining))
+        })
+    }
+}
