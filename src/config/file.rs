@@ -81,6 +81,9 @@ section! {
         address: Located<ListenAddress>, required;
         /// The permissions of a unix socket; "0660" when absent.
         mode: Located<Mode>, optional;
+        /// Peers that begin with a header of the PROXY protocol (v1 or v2); any other peer is closed. Absent, nobody
+        /// sends one.
+        proxy_protocol: Located<Peers>, optional;
         /// Certificates, chosen by SNI; the first serves clients that send no name. Absent, the listener is plain.
         tls: Many<Certificate>, default = [];
     }

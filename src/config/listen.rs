@@ -104,8 +104,12 @@ impl Peers {
 
 impl Decode for Peers {
     fn decode(node: Node<'_>, cx: &mut Context<'_>) -> Option<Self> {
+        let many = Many::<Peer>::decode(node, cx)?;
+        if !many.whole {
+            return None;
+        }
         let mut peers = Self::default();
-        for peer in Many::<Peer>::decode(node, cx)?.items {
+        for peer in many.items {
             match peer {
                 Peer::Net(net) => peers.nets.push(net),
                 Peer::Unix => peers.unix = true,

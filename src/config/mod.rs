@@ -131,6 +131,8 @@ pub struct Listener {
     pub address: ListenAddress,
     /// The permissions of a unix socket.
     pub mode: u32,
+    /// Peers that begin with a header of the PROXY protocol, and no others may come; empty: nobody sends one.
+    pub proxy_protocol: Peers,
     /// Certificate chains and keys (PEM files), chosen by SNI; the first serves clients that send none. Empty: plain.
     pub tls: Vec<Certificate>,
 }

@@ -6,17 +6,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use tokio_rustls::TlsAcceptor;
-
-use super::connection::Session;
+use super::arrivals::Arrivals;
 use super::entry::Entry;
 use super::listeners::Bound;
 use super::places::Places;
 use super::shutdown::Shutdown;
-use super::socket::Socket;
-use crate::context::Connection;
-use crate::metrics::{Counter, Gauge, Registry};
+use crate::metrics::Registry;
 
 /// How long to wait when the process is out of descriptors: some connection must end first.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
@@ -47,11 +42,8 @@ impl Server {
 
     /// Accepts until the listener is closed or the drain begins.
     pub(super) async fn serve(&self, bound: Bound) {
-        let labels = [("listener", bound.name())];
-        let metrics = Metrics {
-            open: self.registry.gauge("headworks_connections", "Client connections that are open.", &labels),
-            accepted: self.registry.counter("headworks_connections_total", "Client connections accepted.", &labels),
-        };
+        let arrivals = Arc::new(Arrivals::new(Arc::clone(&self.entry), bound, &self.registry));
+        let bound = arrivals.bound();
         loop {
             let next = async {
                 let accepted = bound.socket.accept().await;
@@ -62,42 +54,10 @@ impl Server {
                 next = next => next,
             };
             match accepted {
-                Ok(socket) => {
-                    let held = (place, metrics.accept());
-                    let (session, tls) = self.session(socket, &bound, held);
-                    self.entry.tasks.spawn(session.run(tls));
-                }
-                Err(error) => self.pause(&bound, &error).await,
+                Ok(socket) => arrivals.enter(socket, place),
+                Err(error) => self.pause(bound, &error).await,
             }
         }
-    }
-
-    /// A connection, and what it takes from the snapshot in force: its limits, and the certificates of its door.
-    fn session(
-        &self,
-        socket: Socket,
-        bound: &Bound,
-        held: impl Send + Sync + 'static,
-    ) -> (Session, Option<TlsAcceptor>) {
-        let snapshot = self.entry.current.load();
-        let limits = snapshot.limits;
-        let door = snapshot.door(bound.name()).unwrap_or(&bound.door);
-        let tls = door.tls.clone();
-        socket.prepare(limits);
-        let (peer, local) = (socket.peer(), socket.local());
-        let name = Arc::clone(&door.settings.name);
-        let mut connection = Connection::new(name, peer, local, tls.is_some(), limits.stall_timeout);
-        connection.trusted = snapshot.trusts(peer.map(|peer| peer.ip()));
-        connection.hold(held);
-        let session = Session {
-            entry: Arc::clone(&self.entry),
-            shutdown: bound.shutdown.clone(),
-            limits,
-            connection: Arc::new(connection),
-            socket: Arc::new(socket),
-            seen: BytesMut::new(),
-        };
-        (session, tls)
     }
 
     /// One connection's failure is its own; a shortage is waited out, since accepting again at once would spin.
@@ -123,26 +83,5 @@ impl Server {
         self.entry.shutdown.cut.cancel();
         drop(tokio::time::timeout(Duration::from_secs(1), tasks.ended()).await);
         left
-    }
-}
-
-struct Metrics {
-    open: Gauge,
-    accepted: Counter,
-}
-
-impl Metrics {
-    fn accept(&self) -> Open {
-        self.accepted.inc();
-        self.open.inc();
-        Open(self.open.clone())
-    }
-}
-
-struct Open(Gauge);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }

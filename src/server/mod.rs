@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `bind.rs` | opens listening sockets, TCP or unix |
 //! | `listener.rs` | accepts within the bound on connections |
+//! | `arrivals.rs` | who a client is, and whether it may come in |
+//! | `proxy_protocol.rs` | what a balancer says of its client, parsed |
 //! | `socket.rs` | a client's socket, TCP or unix, and its options |
 //! | `listeners.rs` | opens and closes listeners as the configuration wants them |
 //! | `places.rs` | the cap on connections, which may change |
@@ -18,6 +20,7 @@
 //! | `switch.rs` | starts the tunnel after 101 |
 //! | `writer.rs` | h2 streams that become tunnels |
 
+mod arrivals;
 mod bind;
 mod connection;
 mod deadlines;
@@ -27,6 +30,7 @@ mod io;
 mod listener;
 mod listeners;
 mod places;
+pub mod proxy_protocol;
 mod shutdown;
 mod socket;
 mod stream_task;

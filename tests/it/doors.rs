@@ -1,13 +1,17 @@
-//! Where clients come in: unix sockets.
+//! Where clients come in: unix sockets, and balancers that speak for their clients.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use rustls::pki_types::ServerName;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 
-use crate::support::{Answer, Flood, Origin, Proxy, Raw, empty, eventually, h2_over, request};
+use crate::support::{Answer, Certs, Flood, Origin, Proxy, Raw, empty, eventually, h2_over, request};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -113,4 +117,120 @@ async fn a_stalled_local_reader_is_cut_and_one_that_leaves_is_noticed() {
     assert!(eventually(|| origin.in_flight() == 1, SOON).await);
     drop(client);
     assert_eq!(proxy.logged("/delay/60000").await["reason"], "client_gone");
+}
+
+/// A proxy whose one listener wants headers from these peers.
+fn behind_balancers(upstream: &str, peers: &str, more: &str) -> Proxy {
+    Proxy::from_toml(&format!(
+        "[server]\ntrusted_proxies = [\"192.0.2.200\"]\ntimeout.header = \"1s\"\n\
+         [[server.listener]]\nname = \"front\"\naddress = \"127.0.0.1:0\"\nproxy_protocol = {peers}\n{more}\n\
+         [log]\naccess = \"json\"\n[upstream.app]\nendpoints = [\"{upstream}\"]\n[[route]]\nupstream = \"app\"\n\
+         rate_limit = [{{ by = \"client\", rate = \"2/hour\" }}]\n"
+    ))
+}
+
+/// A header of version 2 for TCP over IPv4, with a part that nobody knows.
+fn v2(command: u8, source: [u8; 4]) -> Vec<u8> {
+    let addresses = [&source[..], &[198, 51, 100, 9], &[0x12, 0x34], &[1, 0xbb]].concat();
+    let part = [0xe0, 0, 2, b'h', b'i'];
+    let length = u8::try_from(addresses.len() + part.len()).unwrap();
+    [b"\r\n\r\n\0\r\nQUIT\n", &[command, 0x11, 0, length][..], &addresses, &part].concat()
+}
+
+fn refused(proxy: &Proxy, reason: &str) -> f64 {
+    proxy.metric("headworks_connections_refused_total", &[("listener", "front"), ("reason", reason)])
+}
+
+#[tokio::test]
+async fn a_balancer_speaks_for_its_client() {
+    let origin = Origin::h1();
+    let proxy = behind_balancers(&origin.url(), "[\"127.0.0.1\"]", "");
+    let v1 = b"PROXY TCP4 192.0.2.1 198.51.100.9 56324 443\r\n".to_vec();
+    for (number, (header, client)) in
+        [(v1, "192.0.2.1"), (v2(0x21, [192, 0, 2, 2]), "192.0.2.2"), (v2(0x20, [192, 0, 2, 3]), "127.0.0.1")]
+            .into_iter()
+            .enumerate()
+    {
+        let path = format!("/head?{number}");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 203.0.113.1\r\n\r\n");
+        // In one piece with the request, and byte by byte.
+        let mut whole = Raw::connect(proxy.public()).await;
+        whole.send([&header[..], request.as_bytes()].concat()).await;
+        let mut torn = Raw::connect(proxy.public()).await;
+        for byte in [&header[..], request.as_bytes()].concat() {
+            torn.send([byte]).await;
+        }
+        for mut connection in [whole, torn] {
+            let (status, fields) = connection.head().await;
+            let body = connection.read_n(fields["content-length"].to_str().unwrap().parse().unwrap()).await;
+            let seen: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(status, 200);
+            assert!(seen["headers"].to_string().contains(&format!("for={client};")), "{client}: {seen}");
+            assert!(!seen.to_string().contains("203.0.113.1"), "a client is not a trusted proxy: {seen}");
+        }
+        // Its rate is its own: two were allowed, whoever went before.
+        let mut third = Raw::connect(proxy.public()).await;
+        third.send([&header[..], request.as_bytes()].concat()).await;
+        assert_eq!(third.head().await.0, 429, "{client}");
+    }
+    assert!(eventually(|| proxy.access_log().len() == 9, SOON).await);
+    let clients: Vec<_> = proxy.access_log().iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let of = |name: &str| clients.iter().filter(|line: &&serde_json::Value| line["client"] == name).count();
+    assert!(of("192.0.2.1") >= 2 && of("192.0.2.2") >= 2, "{clients:?}");
+
+    // Trust goes by the address that the header tells.
+    let mut trusted = Raw::connect(proxy.public()).await;
+    trusted.send(v2(0x21, [192, 0, 2, 200])).await;
+    trusted.send("GET /trusted HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 203.0.113.1\r\n\r\n").await;
+    assert_eq!(trusted.head().await.0, 200);
+    assert_eq!(proxy.logged("/trusted").await["client"], "203.0.113.1");
+}
+
+#[tokio::test]
+async fn a_header_comes_before_tls_and_before_h2() {
+    let (origin, certs) = (Origin::h1(), Certs::new());
+    let tls = format!("tls = [{{ cert = \"{}\", key = \"{}\" }}]", certs.name("server.pem"), certs.name("server.key"));
+    for (tls, path) in [(tls.as_str(), "/tls"), ("", "/plain")] {
+        let proxy = behind_balancers(&origin.url(), "[\"127.0.0.0/8\"]", tls);
+        let mut stream = TcpStream::connect(proxy.public()).await.unwrap();
+        stream.write_all(&v2(0x21, [192, 0, 2, 2])).await.unwrap();
+        let request = request("GET", "127.0.0.1:1".parse().unwrap(), path, empty());
+        let answer = if tls.is_empty() {
+            h2_over(TokioIo::new(stream), 1 << 16).await.send_request(request).await
+        } else {
+            let name = ServerName::try_from("localhost").unwrap();
+            let connector = TlsConnector::from(Arc::new(certs.client(&["h2"])));
+            let stream = connector.connect(name, stream).await.unwrap();
+            h2_over(TokioIo::new(stream), 1 << 16).await.send_request(request).await
+        };
+        assert_eq!(Answer::of(answer.unwrap()).await.unwrap().status, 200);
+        assert_eq!(proxy.logged(path).await["client"], "192.0.2.2");
+    }
+}
+
+#[tokio::test]
+async fn who_must_send_a_header_and_does_not_is_closed() {
+    let origin = Origin::h1();
+    let proxy = behind_balancers(&origin.url(), "\"127.0.0.1\"", "");
+    for (number, wrong) in
+        ["GET / HTTP/1.1\r\nhost: a\r\n\r\n", "PROXY TCP4 1.2.3.4\r\n", "PROXY TCP4 192."].into_iter().enumerate()
+    {
+        let mut client = Raw::connect(proxy.public()).await;
+        client.send(wrong).await;
+        // The last one is cut when its time is up.
+        assert!(client.read_to_end().await.map_or(0, |said| said.len()) == 0, "{wrong:?}");
+        let expected = number as f64 + 1.0;
+        assert!(eventually(|| refused(&proxy, "proxy_protocol_malformed") >= expected, SOON).await, "{wrong:?}");
+    }
+    // Somebody looks whether the port is open: no fault.
+    drop(Raw::connect(proxy.public()).await);
+    let gone = || proxy.metric("headworks_connections", &[("listener", "front")]) < 0.1;
+    assert!(eventually(gone, SOON).await);
+    assert!((refused(&proxy, "proxy_protocol_malformed") - 3.0).abs() < 0.1);
+
+    let proxy = behind_balancers(&origin.url(), "[\"10.0.0.0/8\", \"unix\"]", "");
+    let mut stranger = Raw::connect(proxy.public()).await;
+    assert!(stranger.read_to_end().await.map_or(0, |said| said.len()) == 0, "a word from whom nobody knows");
+    assert!((refused(&proxy, "proxy_protocol_stranger") - 1.0).abs() < 0.1);
+    assert!(origin.seen().is_empty());
 }

@@ -8,7 +8,7 @@ use crate::config::decode::Context;
 use crate::config::error::Problem;
 use crate::config::file;
 use crate::config::values::{Located, Many};
-use crate::config::{Certificate, ListenAddress, Listener};
+use crate::config::{Certificate, ListenAddress, Listener, Peers};
 
 /// Owner and group of the socket may connect.
 const MODE: u32 = 0o660;
@@ -46,7 +46,7 @@ pub(super) fn listeners(
 
 /// A listener of the short form, with all that the long form's keys would say by default.
 fn plain(name: Arc<str>, address: ListenAddress) -> Listener {
-    Listener { name, address, mode: MODE, tls: Vec::new() }
+    Listener { name, address, mode: MODE, proxy_protocol: Peers::default(), tls: Vec::new() }
 }
 
 fn one(listener: file::Listener, unique: &mut Unique, cx: &mut Context<'_>) -> Option<Listener> {
@@ -56,9 +56,16 @@ fn one(listener: file::Listener, unique: &mut Unique, cx: &mut Context<'_>) -> O
     if let (Some(mode), ListenAddress::Tcp(_)) = (&listener.mode, &address.value) {
         cx.found.error(&mode.at, "only a unix socket has permissions");
     }
+    if let Some(Located { value, at }) = &listener.proxy_protocol
+        && value.is_empty()
+    {
+        let problem = Problem::new("nobody could connect here");
+        cx.found.error(at, problem.hint("name the balancers, or leave the key away"));
+    }
     let pair = |pair: file::Certificate| Some(Certificate { cert: pair.cert?.0, key: pair.key?.0 });
     Some(Listener {
         mode: listener.mode.map_or(MODE, |mode| mode.value.0),
+        proxy_protocol: listener.proxy_protocol.map_or_else(Peers::default, |peers| peers.value),
         tls: listener.tls.items.into_iter().filter_map(pair).collect(),
         ..plain(name.value.0, address.value)
     })
