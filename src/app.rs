@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use crate::access_log::{AccessLog, Format};
 use crate::admin::{self, Admin};
 use crate::config::{self, Config, ListenAddress};
+use crate::context::Connections;
 use crate::explain;
 use crate::live::Live;
 use crate::metrics::Registry;
@@ -74,7 +75,13 @@ impl App {
             .map_err(|(name, error)| StartError::new(format!("listener {name}"), error))?;
         live.commit(&config, plan);
         let current: Current = Arc::new(ArcSwap::from_pointee(Snapshot::new(&config, &shared, doors.clone(), 1)));
-        let entry = Arc::new(Entry { current, tasks: tasks::Group::default(), shutdown: server::Shutdown::default() });
+        let connections = Arc::new(Connections::default());
+        let entry = Arc::new(Entry {
+            current,
+            connections: Arc::clone(&connections),
+            tasks: tasks::Group::default(),
+            shutdown: server::Shutdown::default(),
+        });
         let server = Arc::new(Server::new(entry, config.server.max_connections, registry.clone()));
         let listeners = Listeners::new(Arc::clone(&server));
         let prepared = listeners
@@ -86,7 +93,7 @@ impl App {
                 None => None,
                 Some(settings) => {
                     let desk = Desk { ready: Arc::clone(&ready), stack: explain::all(&config) };
-                    let pages = Admin::new(registry, Arc::new(desk));
+                    let pages = Admin::new(registry, Arc::new(desk), connections);
                     let bound = admin::bind(settings.listen, pages).await;
                     Some(bound.map_err(|error| {
                         StartError::new(format!("cannot listen on {} (admin)", settings.listen), error)

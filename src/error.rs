@@ -104,6 +104,8 @@ reasons! {
     UpstreamReset     = 502, "upstream_reset",     "http_response_incomplete",    Aborted, false, "The service broke off in the middle of its answer.";
     /// `timeout.total` passed in the middle of a body.
     Deadline          = 504, "deadline",           "http_response_timeout",       Aborted, false, "The answer took longer than allowed.";
+    /// An operator cancelled the exchange, or ended its connection.
+    Cancelled         = 503, "cancelled_by_operator", "connection_terminated",    Aborted, false, "An operator cancelled the request.";
     /// Cut at shutdown, after the grace time.
     Drained           = 503, "drained",            "connection_terminated",       Aborted, false, "The proxy shut down before the answer was complete.";
 }

@@ -7,14 +7,19 @@
 //! | `operator.rs` | [`Operator`]: what stands behind them; the app is one |
 //! | `access.rs` | who may ask: tokens, and browsers that are led here |
 //! | `reply.rs` | text for people and JSON for programs |
+//! | `streams.rs` `connections.rs` | what is open, and how to end it |
+//! | `select.rs` | how many rows are shown, and which |
 //! | `process.rs` | memory, descriptors and processor time, read when asked for |
 //! | `serve.rs` | the port |
 
 mod access;
+mod connections;
 mod operator;
 mod process;
 mod reply;
+mod select;
 mod serve;
+mod streams;
 mod verbs;
 
 use std::fmt;
@@ -28,24 +33,26 @@ pub use reply::{Reply, Rows};
 pub use serve::{Bound, bind};
 
 use crate::body::Body;
-use crate::context::Response;
+use crate::context::{Connections, Response};
 use crate::metrics::Registry;
 use access::Access;
 use reply::{Form, METRICS, TEXT, response, text_response};
+use select::Selection;
 use verbs::{Unknown, Verb};
 
 /// The pages and verbs.
 pub struct Admin {
     registry: Registry,
     operator: Arc<dyn Operator>,
+    connections: Arc<Connections>,
     access: Access,
 }
 
 impl Admin {
-    /// Shows what `registry` counts, and does what `operator` can.
+    /// Shows what `registry` counts and what `connections` are open, and does what `operator` can.
     #[must_use]
-    pub fn new(registry: Registry, operator: Arc<dyn Operator>) -> Self {
-        Self { registry, operator, access: Access::default() }
+    pub fn new(registry: Registry, operator: Arc<dyn Operator>, connections: Arc<Connections>) -> Self {
+        Self { registry, operator, connections, access: Access::default() }
     }
 
     /// Answers a request. A body is refused unread: no verb takes one.
@@ -78,12 +85,15 @@ impl Admin {
             Verb::Ready if !self.operator.is_ready() => {
                 text_response(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n".into())
             }
+            Verb::Connections => response(connections::list(&self.connections, &Selection::of(request)), form),
+            Verb::Streams => response(streams::list(&self.connections, &Selection::of(request)), form),
             _ => response(self.reply(verb, &words).await, form),
         }
     }
 
     async fn reply(&self, verb: Verb, words: &[String]) -> Result<Reply, Denied> {
         let operator = &self.operator;
+        let word = words.first().map_or("", String::as_str);
         let drain = |out| match words {
             [upstream, endpoint] => operator.drain(upstream, endpoint, out),
             _ => Err(Denied::not_found("no such page; / lists them")),
@@ -93,6 +103,9 @@ impl Admin {
             Verb::Metrics => Ok(Reply::Text(self.metrics())),
             Verb::Live | Verb::Ready => Ok(Reply::Text("ok\n".into())),
             Verb::Stack => Ok(Reply::Text(operator.stack())),
+            Verb::EndConnection => connections::end(&self.connections, word),
+            Verb::CancelStream => streams::cancel(&self.connections, word),
+            Verb::Connections | Verb::Streams => Err(Denied::not_found("these are asked for with a selection")),
             Verb::LastReload => operator.last_reload(),
             Verb::Reload => operator.reload().await,
             Verb::Drains => operator.drains(),

@@ -26,7 +26,7 @@ impl Operator for Desk {
 fn admin(ready: bool) -> Admin {
     let registry = Registry::new();
     registry.counter("headworks_requests_total", "Requests.", &[]).inc();
-    Admin::new(registry, Arc::new(Desk { ready: AtomicBool::new(ready) }))
+    Admin::new(registry, Arc::new(Desk { ready: AtomicBool::new(ready) }), Arc::default())
 }
 
 async fn ask(admin: &Admin, method: Method, path: &str) -> (u16, http::HeaderMap, String) {

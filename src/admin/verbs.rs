@@ -17,6 +17,10 @@ pub(super) enum Verb {
     Drains,
     Drain,
     Undrain,
+    Connections,
+    EndConnection,
+    Streams,
+    CancelStream,
 }
 
 /// A row of the index. A word in capitals stands for anything; the last one in a path also for several segments, so
@@ -38,6 +42,10 @@ const ROWS: &[Row] = &[
     row(Verb::Live, Method::GET, "/live", "200 while the process answers"),
     row(Verb::Ready, Method::GET, "/ready", "200 while requests are taken, 503 otherwise"),
     row(Verb::Stack, Method::GET, "/stack", "the layers of every route"),
+    row(Verb::Connections, Method::GET, "/connections", "the connections of clients"),
+    row(Verb::EndConnection, Method::DELETE, "/connections/ID", "ends one at once"),
+    row(Verb::Streams, Method::GET, "/streams", "the exchanges under way"),
+    row(Verb::CancelStream, Method::DELETE, "/streams/ID", "cancels one"),
     row(Verb::LastReload, Method::GET, "/reload", "what came of the last reload"),
     row(Verb::Reload, Method::POST, "/reload", "reads the configuration anew"),
     row(Verb::Drains, Method::GET, "/drain", "the endpoints that are out of service"),

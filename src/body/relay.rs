@@ -34,6 +34,8 @@ pub trait Watch: Send {
     fn data(&mut self, _bytes: &[u8]) {}
     /// Nothing is there yet: the consumer waits for the producer.
     fn waits(&mut self) {}
+    /// The producer has been silent since then, and the consumer waits. Told of bodies that have clocks.
+    fn silent(&mut self, _since: Instant) {}
     /// The body is over.
     fn end(&mut self, _end: End) {}
 }
@@ -152,7 +154,12 @@ impl http_body::Body for Relay {
                 for watch in &mut this.watches {
                     watch.waits();
                 }
-                let Some(reason) = this.poll_clocks(cx) else { return Poll::Pending };
+                let Some(reason) = this.poll_clocks(cx) else {
+                    if let Some(since) = this.waiting_since {
+                        this.watches.iter_mut().for_each(|watch| watch.silent(since));
+                    }
+                    return Poll::Pending;
+                };
                 // The inner body goes now, not when the consumer lets go: its drop is what cancels the upstream call.
                 this.inner = Body::empty();
                 this.finish(End::Failed(reason));

@@ -1,5 +1,7 @@
 //! The client's connection.
 
+mod oversight;
+
 use std::any::Any;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -13,6 +15,8 @@ use tokio::time::Instant;
 
 use super::notes::FirstReason;
 use crate::error::Reason;
+use oversight::Oversight;
+pub use oversight::Protocol;
 
 /// The client's connection, as far as layers may know it.
 #[derive(Debug)]
@@ -45,6 +49,7 @@ pub struct Connection {
     tunnel: AtomicBool,
     /// Whether the end of an answer may be the end of the connection: HTTP/1.0 knows no other.
     close_delimited: AtomicBool,
+    oversight: Oversight,
     held: Held,
 }
 
@@ -86,6 +91,7 @@ impl Connection {
             head_since: AtomicU64::new(0),
             tunnel: AtomicBool::new(false),
             close_delimited: AtomicBool::new(false),
+            oversight: Oversight::default(),
             held: Held::default(),
         }
     }

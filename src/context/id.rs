@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZeroU128;
+use std::str::FromStr;
 use std::time::SystemTime;
 
 use crate::entropy;
@@ -33,6 +34,21 @@ impl fmt::Display for RequestId {
             (id >> 48) & 0xffff,
             id & 0xffff_ffff_ffff
         )
+    }
+}
+
+/// The text is no id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoId;
+
+impl FromStr for RequestId {
+    type Err = NoId;
+
+    /// Reads what `Display` prints, and nothing else.
+    fn from_str(text: &str) -> Result<Self, NoId> {
+        let digits: String = text.split('-').collect();
+        let id = Self(u128::from_str_radix(&digits, 16).map_err(|_| NoId)?);
+        if id.to_string().eq_ignore_ascii_case(text) { Ok(id) } else { Err(NoId) }
     }
 }
 
@@ -77,6 +93,10 @@ mod tests {
         let early = RequestId::new(at(1_000), u128::MAX).to_string();
         let late = RequestId::new(at(1_001), 0).to_string();
         assert!(early < late);
+        assert_eq!(early.parse::<RequestId>().map(|id| id.to_string()), Ok(early.clone()));
+        for wrong in ["", "x", &early[1..], &early.replace('-', ""), &format!("+{}", &early[1..])] {
+            assert_eq!(wrong.parse::<RequestId>(), Err(NoId), "{wrong}");
+        }
         assert_eq!(early.len(), 36);
         assert_eq!(&early[14..15], "7");
         assert!(matches!(&early[19..20], "8" | "9" | "a" | "b"));

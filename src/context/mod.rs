@@ -4,10 +4,15 @@
 //! |---|---|
 //! | `mod.rs` | [`RequestContext`], and which host a request asks for |
 //! | `connection.rs` | [`Connection`]: the client's connection, as far as layers may know it |
+//! | `connection/oversight.rs` | what an operator sees of it, and how it is ended from outside |
+//! | `connections.rs` | [`Connections`]: all that are open |
+//! | `cancel.rs` | an exchange that an operator cancels |
 //! | `id.rs` | [`RequestId`] and [`TraceId`] |
 //! | `notes.rs` | [`Notes`] for the access log and the metrics |
 
+mod cancel;
 mod connection;
+mod connections;
 mod id;
 mod notes;
 
@@ -20,9 +25,11 @@ use http::uri::Authority;
 use http::{HeaderMap, Uri};
 use tokio::time::Instant;
 
-pub use connection::Connection;
-pub use id::{RequestId, TraceId};
-pub use notes::{Elapsed, Notes};
+use cancel::Fate;
+pub use connection::{Connection, Protocol};
+pub use connections::Connections;
+pub use id::{NoId, RequestId, TraceId};
+pub use notes::{Asked, Elapsed, Notes};
 
 /// A request as it travels through the layers.
 pub type Request = http::Request<crate::body::Body>;
@@ -40,10 +47,12 @@ struct Inner {
     client: Option<IpAddr>,
     received_at: Instant,
     notes: Notes,
+    fate: Fate,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        self.connection.strike(self);
         self.connection.request_ends();
     }
 }
@@ -54,7 +63,10 @@ impl RequestContext {
     #[must_use]
     pub fn new(id: RequestId, connection: Arc<Connection>, client: Option<IpAddr>) -> Self {
         connection.request_begins();
-        Self(Arc::new(Inner { id, connection, client, received_at: Instant::now(), notes: Notes::default() }))
+        let (received_at, notes, fate) = (Instant::now(), Notes::default(), Fate::default());
+        let inner = Arc::new(Inner { id, connection, client, received_at, notes, fate });
+        inner.connection.enlist(Arc::downgrade(&inner));
+        Self(inner)
     }
 
     /// The request's id.

@@ -1,10 +1,13 @@
 //! What layers write down about an exchange for its record.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use http::{Method, StatusCode};
+
 use super::TraceId;
+use crate::body::kind::Kind;
 use crate::error::Reason;
 
 /// Facts that layers write down for the access log and the metrics. Each is written at most once per attempt.
@@ -24,6 +27,18 @@ pub struct Notes {
     pub first_byte: Elapsed,
     /// How long the client may take nothing of the response; the connection's own time when never written.
     pub stall: Elapsed,
+    /// What it asks for.
+    pub asked: OnceLock<Asked>,
+    /// Bytes of the request's body so far; absent when it has none.
+    pub received: OnceLock<Arc<AtomicU64>>,
+    /// Bytes of the answer's body that were handed to the client so far.
+    pub sent: Count,
+    /// Since when nothing came from the upstream although the client waits, counted from the receipt.
+    pub silent_since: Elapsed,
+    /// Since when the client takes nothing, likewise; on HTTP/1 its connection knows it.
+    pub blocked_since: Elapsed,
+    status: AtomicU16,
+    kind: AtomicU8,
     reason: FirstReason,
 }
 
@@ -37,6 +52,54 @@ impl Notes {
     #[must_use]
     pub fn reason(&self) -> Option<Reason> {
         self.reason.get()
+    }
+
+    /// The head of the answer has this status.
+    pub fn set_status(&self, status: StatusCode) {
+        self.status.store(status.as_u16(), Relaxed);
+    }
+
+    /// The status of the answer; none before its head.
+    #[must_use]
+    pub fn status(&self) -> Option<StatusCode> {
+        StatusCode::from_u16(self.status.load(Relaxed)).ok()
+    }
+
+    /// What kind of message it looks like, from its request at first and then from its answer.
+    pub fn set_kind(&self, kind: Kind) {
+        self.kind.store(kind as u8 + 1, Relaxed);
+    }
+
+    /// The kind; none before it was looked at.
+    #[must_use]
+    pub fn kind(&self) -> Option<Kind> {
+        [Kind::Unary, Kind::Stream, Kind::Upgrade].into_iter().find(|kind| *kind as u8 + 1 == self.kind.load(Relaxed))
+    }
+}
+
+/// What a request asks for. Copies, since the originals would keep the connection's whole read buffer alive.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Its method.
+    pub method: Method,
+    /// Its path without the query, which may hold secrets.
+    pub path: Box<str>,
+}
+
+/// A number that one writes and others may read.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// Adds `n`. There is one writer, so that no locked instruction is needed.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.get().wrapping_add(n), Relaxed);
+    }
+
+    /// Its value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
     }
 }
 
@@ -57,7 +120,7 @@ impl FirstReason {
     }
 }
 
-/// A duration that may be written once from any thread, in microseconds.
+/// A duration that may be written from any thread, in microseconds.
 #[derive(Debug, Default)]
 pub struct Elapsed(AtomicU64);
 
@@ -66,6 +129,11 @@ impl Elapsed {
     pub fn set(&self, elapsed: Duration) {
         let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX - 1);
         self.0.store(micros.saturating_add(1), Relaxed);
+    }
+
+    /// As if it had never been written.
+    pub fn clear(&self) {
+        self.0.store(0, Relaxed);
     }
 
     /// Reads it; none when never written.

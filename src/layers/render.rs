@@ -75,7 +75,15 @@ impl<F: Future<Output = Result<Response, ProxyError>>> Future for Rendering<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        Poll::Ready(Ok(match ready!(this.inner.poll(cx)) {
+        // Nothing below is polled again; it ends when this future is dropped, right after the answer.
+        let result = match this.context {
+            Some(context) if context.is_cancelled() => {
+                context.answer_cancelled();
+                Err(Reason::Cancelled.into())
+            }
+            _ => ready!(this.inner.poll(cx)),
+        };
+        Poll::Ready(Ok(match result {
             Ok(response) => response,
             Err(error) => {
                 if let Some(context) = this.context {

@@ -131,7 +131,7 @@ impl Arrivals {
             entry: Arc::clone(&self.entry),
             shutdown: self.bound.shutdown.clone(),
             limits,
-            connection: Arc::new(connection),
+            connection: self.entry.connections.open(connection),
             socket: Arc::new(socket),
             seen,
         };

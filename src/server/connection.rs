@@ -11,6 +11,7 @@ use http::{HeaderValue, StatusCode};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ProtocolVersion;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -22,7 +23,7 @@ use super::shutdown::Shutdown;
 use super::socket::Socket;
 use super::stream_task::{Paced, StreamExecutor};
 use super::writer::Writer;
-use crate::context::Connection;
+use crate::context::{Connection, Protocol};
 use crate::snapshot::Limits;
 use crate::upstream::CONNECTION_WINDOW;
 
@@ -52,10 +53,13 @@ impl Session {
                 if h2 { Box::pin(self.serve_h2(io)).await } else { Box::pin(self.serve_h1(io)).await }
             }
             Some(tls) => match self.in_time(Box::pin(tls.accept(self.io(seen)))).await {
-                Some(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
-                    Box::pin(self.serve_h2(Box::new(stream))).await;
+                Some(Ok(stream)) => {
+                    let tls = stream.get_ref().1;
+                    self.connection.note_tls(tls.protocol_version().map_or("?", version));
+                    let h2 = tls.alpn_protocol() == Some(b"h2");
+                    let io = Box::new(stream);
+                    if h2 { Box::pin(self.serve_h2(io)).await } else { Box::pin(self.serve_h1(io)).await }
                 }
-                Some(Ok(stream)) => Box::pin(self.serve_h1(Box::new(stream))).await,
                 Some(Err(error)) => tracing::debug!(peer = ?self.connection.peer, %error, "TLS handshake failed"),
                 None => {}
             },
@@ -76,6 +80,7 @@ impl Session {
 
     async fn serve_h1(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let (entry, connection) = (Arc::clone(&self.entry), Arc::clone(&self.connection));
+        connection.speaks(Protocol::Http1);
         let most = self.limits.max_requests;
         let service = service_fn(move |request| {
             let context = entry.begin(&connection, &request);
@@ -101,6 +106,7 @@ impl Session {
 
     async fn serve_h2(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let (entry, connection) = (Arc::clone(&self.entry), Arc::clone(&self.connection));
+        connection.speaks(Protocol::Http2);
         let executor = StreamExecutor::new(self.entry.tasks.clone());
         let streams = executor.clone();
         let service = service_fn(move |mut request| {
@@ -129,6 +135,15 @@ impl Session {
     fn deadlines(&self, head: Duration, first: Option<Duration>) -> Deadlines {
         let old_at = self.limits.max_age.map(|age| self.connection.opened_at() + Deadlines::spread(age));
         Deadlines { head, first, idle: self.limits.idle_timeout, old_at }
+    }
+}
+
+/// A version of TLS as people write it.
+fn version(version: ProtocolVersion) -> &'static str {
+    match version {
+        ProtocolVersion::TLSv1_2 => "1.2",
+        ProtocolVersion::TLSv1_3 => "1.3",
+        _ => "?",
     }
 }
 

@@ -62,6 +62,10 @@ impl Session {
     ) -> Until {
         let mut signal = std::pin::pin!(signal.cancelled());
         std::future::poll_fn(|cx| {
+            self.connection.driven_by(cx.waker());
+            if self.connection.is_ended() {
+                return Poll::Ready(Until::Over);
+            }
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
                 // Our body broke off, and to this client the end of the connection would look like the body's.
                 if result.is_err_and(|error| error.is_user()) && self.connection.is_close_delimited() {

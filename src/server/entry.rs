@@ -14,7 +14,7 @@ use super::shutdown::Shutdown;
 use super::switch::{self, Client};
 use super::writer;
 use crate::body::Body;
-use crate::context::{Connection, Request, RequestContext, RequestId, Response};
+use crate::context::{Connection, Connections, Request, RequestContext, RequestId, Response};
 use crate::entropy;
 use crate::snapshot::{Current, Leaf};
 use crate::tasks::Group;
@@ -24,6 +24,8 @@ use crate::tasks::Group;
 pub struct Entry {
     /// What serves requests now.
     pub current: Current,
+    /// All that are open.
+    pub connections: Arc<Connections>,
     /// Connections, streams and tunnels.
     pub tasks: Group,
     /// When they must end.

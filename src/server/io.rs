@@ -47,6 +47,7 @@ impl GuardedIo {
             self.connection.head_begins();
         }
         let taken = self.ahead.len().min(buf.remaining());
+        self.connection.count_in(taken);
         buf.put_slice(&self.ahead.split_to(taken));
         if self.ahead.is_empty() {
             self.ahead = Bytes::new();
@@ -67,7 +68,12 @@ impl GuardedIo {
             match write(&self.socket) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => {
-                    self.blocked = None;
+                    if self.blocked.take().is_some() {
+                        self.connection.writes_flow();
+                    }
+                    if let Ok(written) = result {
+                        self.connection.count_out(written);
+                    }
                     return Poll::Ready(result);
                 }
             }
@@ -76,9 +82,11 @@ impl GuardedIo {
 
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let connection = &self.connection;
-        let timer = self
-            .blocked
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + connection.stall_timeout())));
+        let timer = self.blocked.get_or_insert_with(|| {
+            let now = Instant::now();
+            connection.writes_block(now);
+            Box::pin(tokio::time::sleep_until(now + connection.stall_timeout()))
+        });
         ready!(timer.as_mut().poll(cx));
         connection.mark_cut(Reason::ClientStalled);
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
@@ -102,6 +110,7 @@ impl AsyncRead for GuardedIo {
                     if read > 0 && self.connection.active() == 0 {
                         self.connection.head_begins();
                     }
+                    self.connection.count_in(read);
                     buf.advance(read);
                     self.read_size = if read == size { LARGEST_READ.min(2 * size.max(FIRST_READ)) } else { FIRST_READ };
                     return Poll::Ready(Ok(()));

@@ -113,7 +113,7 @@ where
             return self.tasks.spawn(writer.run(stream));
         }
         match self.slot().take() {
-            Some(watched) => self.tasks.spawn(StreamTask { stream, watched, blocked: None }),
+            Some(watched) => self.tasks.spawn(StreamTask { stream, watched, is_known: false, blocked: None }),
             None => self.tasks.spawn(stream),
         }
     }
@@ -124,6 +124,8 @@ pin_project! {
         #[pin]
         stream: F,
         watched: Watched,
+        // Whether the request knows this task.
+        is_known: bool,
         // The frame that the client does not take, and when the patience with it ends.
         blocked: Option<(u32, Pin<Box<Sleep>>)>,
     }
@@ -134,6 +136,13 @@ impl<F: Future<Output = ()>> Future for StreamTask<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
+        let context = &this.watched.context;
+        if !std::mem::replace(this.is_known, true) {
+            context.served_by(cx.waker());
+        }
+        if context.is_cut() {
+            return Poll::Ready(());
+        }
         let stream = this.stream;
         let polled = match &this.watched.writer {
             Some(writer) => writer.poll(|| stream.poll(cx)),
@@ -144,17 +153,20 @@ impl<F: Future<Output = ()>> Future for StreamTask<F> {
         }
         let frame = this.watched.pace.load(Relaxed);
         if frame & 1 == 0 {
-            *this.blocked = None;
+            if this.blocked.take().is_some() {
+                context.notes().blocked_since.clear();
+            }
             return Poll::Pending;
         }
         if this.blocked.as_ref().is_none_or(|(held, _)| *held != frame) {
-            let context = &this.watched.context;
             let patience = context.notes().stall.get().unwrap_or_else(|| context.connection().stall_timeout());
-            *this.blocked = Some((frame, Box::pin(tokio::time::sleep_until(Instant::now() + patience))));
+            let now = Instant::now();
+            context.notes().blocked_since.set(now.saturating_duration_since(context.received_at()));
+            *this.blocked = Some((frame, Box::pin(tokio::time::sleep_until(now + patience))));
         }
         if let Some((_, timer)) = this.blocked {
             ready!(timer.as_mut().poll(cx));
-            this.watched.context.notes().set_reason(Reason::ClientStalled);
+            context.notes().set_reason(Reason::ClientStalled);
         }
         Poll::Ready(())
     }

@@ -1,5 +1,7 @@
 //! After 101: what lived as long as the answer's body lives as long as the tunnel.
 
+use std::future::poll_fn;
+
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, UPGRADE};
 use http::{Request, StatusCode};
 use hyper::upgrade::OnUpgrade;
@@ -74,18 +76,24 @@ pub(super) fn start(
                 Ok((client, upstream)) => (TokioIo::new(client), TokioIo::new(upstream)),
                 Err(reason) => return End::Failed(reason),
             };
+            let cut = async {
+                tokio::select! {
+                    () = shutdown.cut.cancelled() => Reason::Drained,
+                    () = poll_fn(|cx| context.poll_cut(cx)) => Reason::Cancelled,
+                }
+            };
             let passed = |bytes: &[u8]| body.tell(bytes);
             let Some(writer) = writer else {
                 return tokio::select! {
                     biased;
-                    () = shutdown.cut.cancelled() => End::Failed(Reason::Drained),
+                    reason = cut => End::Failed(reason),
                     end = tunnel::carry(client, upstream, idle, passed) => end,
                 };
             };
             let mut client = Patient::new(client, writer.clone(), stall);
             let end = tokio::select! {
                 biased;
-                () = shutdown.cut.cancelled() => End::Failed(Reason::Drained),
+                reason = cut => End::Failed(reason),
                 () = writer.lost() => End::Failed(context.connection().cut().unwrap_or(Reason::ClientGone)),
                 end = tunnel::carry(&mut client, upstream, idle, passed) => end,
             };

@@ -140,10 +140,14 @@ where
             if let Some(context) = &context {
                 let _ = context.notes().upstream.set(Arc::clone(&upstream.name));
             }
-            let class = match kind::of_request(request.headers()) {
+            let asked = kind::of_request(request.headers());
+            let class = match asked {
                 Kind::Unary => Class::Unary,
                 Kind::Stream | Kind::Upgrade => Class::Stream,
             };
+            if let Some(context) = &context {
+                context.notes().set_kind(asked);
+            }
             let asked_at = Instant::now();
             let admitted = upstream.admission.admit(class).await;
             if let Some(context) = &context {
@@ -151,7 +155,11 @@ where
             }
             let mut credit = admitted?;
             let response = inner.call(Admitted { request, endpoint: Arc::clone(credit.endpoint()) }).await?;
-            if kind::of_response(response.status(), response.headers()) != Kind::Unary {
+            let answered = kind::of_response(response.status(), response.headers());
+            if let Some(context) = &context {
+                context.notes().set_kind(answered);
+            }
+            if answered != Kind::Unary {
                 credit = credit.into_stream();
             }
             Ok(response.map(|body| credit.hold(body)))

@@ -37,6 +37,7 @@ mod forwarding;
 mod grpc;
 mod isolation;
 mod metrics;
+mod open;
 mod sdk;
 mod self_test;
 mod serving;

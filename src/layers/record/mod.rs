@@ -29,12 +29,13 @@ use http::header::USER_AGENT;
 use http::{Method, StatusCode, Version};
 use http_body::Body as _;
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::access_log::{AccessLog, Line};
 use crate::body::{End, Watch};
-use crate::context::{Connection, Request, RequestContext, RequestId, Response, asked_authority};
+use crate::context::{Asked, Connection, Request, RequestContext, RequestId, Response, asked_authority};
 use crate::entropy;
 use crate::error::Reason;
 use crate::metrics::{Counter, Registry};
@@ -122,8 +123,7 @@ struct Exchange {
     facts: Option<Facts>,
     /// HEAD, whose answers have no body: whoever drops one unread has lost nothing.
     is_head: bool,
-    received: Arc<AtomicU64>,
-    sent: u64,
+    received: Option<Arc<AtomicU64>>,
     status: Option<StatusCode>,
     /// The head was that of our own refusal or failure: a whole answer, whatever its reason.
     is_refusal: bool,
@@ -134,9 +134,7 @@ struct Exchange {
 #[derive(Debug)]
 struct Facts {
     time: SystemTime,
-    method: Method,
     host: Box<str>,
-    path: Box<str>,
     protocol: Version,
     user_agent: Option<Box<str>>,
 }
@@ -144,11 +142,12 @@ struct Facts {
 impl Exchange {
     fn begin(route: Arc<Route>, mut request: Request) -> (Self, Request) {
         let context = request.extensions_mut().get_or_insert_with(unknown).clone();
-        let exchange = Self {
+        let asked = Asked { method: request.method().clone(), path: request.uri().path().into() };
+        let _ = context.notes().asked.set(asked);
+        let mut exchange = Self {
             facts: route.log.is_some().then(|| Facts::of(&request)),
             is_head: request.method() == Method::HEAD,
-            received: Arc::default(),
-            sent: 0,
+            received: None,
             status: None,
             is_refusal: false,
             closed: false,
@@ -157,7 +156,9 @@ impl Exchange {
         };
         exchange.route.in_flight.inc();
         if !request.body().is_end_stream() {
-            let received = Arc::clone(&exchange.received);
+            let received = Arc::new(AtomicU64::new(0));
+            let _ = exchange.context.notes().received.set(Arc::clone(&received));
+            exchange.received = Some(Arc::clone(&received));
             let upload = Upload { received, total: exchange.route.request_bytes.clone() };
             request = request.map(|body| body.watch(Box::new(upload)));
         }
@@ -166,6 +167,8 @@ impl Exchange {
 
     fn head(&mut self, status: StatusCode) {
         self.status = Some(status);
+        self.context.notes().set_status(status);
+        self.context.head_goes_out();
         self.is_refusal = self.context.notes().reason().is_some();
         if let Some(elapsed) = self.context.notes().first_byte.get() {
             self.route.first_byte.observe(elapsed);
@@ -176,6 +179,7 @@ impl Exchange {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
+        self.context.ends();
         let notes = self.context.notes();
         match end {
             End::Complete => {}
@@ -188,17 +192,17 @@ impl Exchange {
         let total = self.context.received_at().elapsed();
         let broke_off = self.status.is_some() && !self.is_refusal;
         self.route.count(status, reason, broke_off, total);
-        if let (Some(log), Some(facts)) = (&self.route.log, &self.facts) {
+        if let (Some(log), Some(facts), Some(asked)) = (&self.route.log, &self.facts, notes.asked.get()) {
             log.write(&Line {
                 time: facts.time,
                 context: &self.context,
-                method: &facts.method,
-                path: &facts.path,
+                method: &asked.method,
+                path: &asked.path,
                 host: &facts.host,
                 protocol: facts.protocol,
                 status,
-                bytes_in: self.received.load(Relaxed),
-                bytes_out: self.sent,
+                bytes_in: self.received.as_ref().map_or(0, |received| received.load(Relaxed)),
+                bytes_out: notes.sent.get(),
                 total,
                 user_agent: facts.user_agent.as_deref(),
             });
@@ -215,8 +219,15 @@ impl Exchange {
 impl Watch for Exchange {
     fn data(&mut self, bytes: &[u8]) {
         let count = bytes.len() as u64;
-        self.sent += count;
+        let notes = self.context.notes();
+        notes.sent.add(count);
+        notes.silent_since.clear();
         self.route.response_bytes.add(count);
+    }
+
+    fn silent(&mut self, since: Instant) {
+        let since = since.saturating_duration_since(self.context.received_at());
+        self.context.notes().silent_since.set(since);
     }
 
     fn end(&mut self, end: End) {
@@ -236,9 +247,7 @@ impl Facts {
         let text = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
         Self {
             time: SystemTime::now(),
-            method: request.method().clone(),
             host: asked_authority(request.uri(), request.headers()).into(),
-            path: request.uri().path().into(),
             protocol: request.version(),
             user_agent: text(USER_AGENT).map(Into::into),
         }
