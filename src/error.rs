@@ -56,6 +56,12 @@ reasons! {
     // variant          status  label                  RFC 9209 error type           exit     retry  client text
     /// The request cannot be read unambiguously.
     BadRequest        = 400, "bad_request",        "http_request_error",          Refused, false, "The request is malformed.";
+    /// The head is too long or has too many fields.
+    HeaderTooLarge    = 431, "header_too_large",   "http_request_error",          Refused, false, "The request's head is too large.";
+    /// The head was not complete in time.
+    HeaderTimeout     = 408, "header_timeout",     "http_request_error",          Refused, false, "The request's head did not come in time.";
+    /// A version of HTTP that is not spoken here.
+    VersionRefused    = 505, "version_refused",    "http_request_error",          Refused, false, "This version of HTTP is not spoken here.";
     /// The method cannot be proxied (CONNECT).
     MethodRefused     = 405, "method_refused",     "http_request_denied",         Refused, false, "This method is not served here.";
     /// No route matches.
@@ -98,6 +104,8 @@ reasons! {
     ClientStalled     = 499, "client_stalled",     "connection_write_timeout",    Aborted, false, "The client read nothing for too long.";
     /// The client's request body broke off.
     RequestIncomplete = 400, "request_incomplete", "http_request_error",          Aborted, false, "The request body ended early.";
+    /// The client's request body can be read in more than one way, or in none.
+    MalformedBody     = 400, "malformed_body",     "http_request_error",          Aborted, false, "The request body is malformed.";
     /// The upstream sent nothing for `timeout.idle` in the middle of a body.
     UpstreamStalled   = 504, "upstream_stalled",   "connection_read_timeout",     Aborted, false, "The service fell silent in the middle of its answer.";
     /// The upstream broke off in the middle of a body.

@@ -111,6 +111,8 @@ pub struct Limits {
     pub max_streams: u32,
     /// Bytes of a request head at most.
     pub max_header_size: usize,
+    /// Fields of a request head at most.
+    pub max_headers: usize,
     /// How long a client may take nothing, where no route says otherwise.
     pub stall_timeout: Duration,
     /// The longest that any route allows.
@@ -131,6 +133,7 @@ impl Limits {
             max_requests: server.max_requests,
             max_streams: server.max_streams,
             max_header_size: server.max_header_size,
+            max_headers: server.max_headers,
             stall_timeout: server.stream.stall_timeout,
             longest_stall: stalls.fold(server.stream.stall_timeout, Duration::max),
         }

@@ -11,6 +11,7 @@ mod relay;
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -118,7 +119,7 @@ impl http_body::Body for Body {
             }
             Kind::Incoming(body) => {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
-                Poll::Ready(frame.map(|frame| frame.map_err(|error| BodyError::new(Reason::UpstreamReset, error))))
+                Poll::Ready(frame.map(|frame| frame.map_err(|error| BodyError::new(broken_off(&error), error))))
             }
             Kind::Relay(relay) => Pin::new(relay.as_mut()).poll_frame(cx),
             Kind::Boxed(body) => Pin::new(body).poll_frame(cx),
@@ -143,6 +144,27 @@ impl http_body::Body for Body {
             Kind::Relay(relay) => relay.size_hint(),
             Kind::Boxed(body) => body.size_hint(),
         }
+    }
+}
+
+/// What stands in a request's body that no body may have. The cause of an [`io::Error`].
+#[derive(Clone, Copy, Debug)]
+pub struct Malformed(pub &'static str);
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl StdError for Malformed {}
+
+/// Why a body that came in broke off.
+fn broken_off(error: &hyper::Error) -> Reason {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    match cause.and_then(io::Error::get_ref) {
+        Some(cause) if cause.is::<Malformed>() => Reason::MalformedBody,
+        _ => Reason::UpstreamReset,
     }
 }
 

@@ -55,6 +55,8 @@ section! {
         max_streams: Number<1, 100_000>, default = 128;
         /// Bytes of a request head at most.
         max_header_size: Size<{ 8 * KIB }, MIB>, default = "16KiB";
+        /// Fields of a request head at most.
+        max_headers: Number<10, 1000>, default = 100;
         /// The clocks of a client connection.
         timeout: ServerTimeout, default = {};
         /// At shutdown, the time for requests in flight to end.

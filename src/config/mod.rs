@@ -107,6 +107,8 @@ pub struct Server {
     pub max_streams: u32,
     /// Bytes of a request head at most.
     pub max_header_size: usize,
+    /// Fields of a request head at most.
+    pub max_headers: usize,
     /// At shutdown: time for requests in flight to end.
     pub grace: Duration,
     /// `[stream]`

@@ -47,6 +47,13 @@ pub struct Connection {
     head_since: AtomicU64,
     /// Whether it has become a tunnel.
     tunnel: AtomicBool,
+    /// Whether a request that asked to switch protocols was answered otherwise, and nobody has asked for it yet.
+    switch_refused: AtomicBool,
+    /// Why a head under way is not waited for any more.
+    head_end: FirstReason,
+    /// Why the request that is the last is refused, and how many came before it.
+    refused: FirstReason,
+    refused_after: AtomicU64,
     /// Whether the end of an answer may be the end of the connection: HTTP/1.0 knows no other.
     close_delimited: AtomicBool,
     oversight: Oversight,
@@ -90,6 +97,10 @@ impl Connection {
             idle_since: AtomicU64::new(0),
             head_since: AtomicU64::new(0),
             tunnel: AtomicBool::new(false),
+            switch_refused: AtomicBool::new(false),
+            head_end: FirstReason::default(),
+            refused: FirstReason::default(),
+            refused_after: AtomicU64::new(0),
             close_delimited: AtomicBool::new(false),
             oversight: Oversight::default(),
             held: Held::default(),
@@ -105,6 +116,51 @@ impl Connection {
     #[must_use]
     pub fn is_tunnel(&self) -> bool {
         self.tunnel.load(Relaxed)
+    }
+
+    /// A request that asked to switch protocols has another answer: what follows it is the next request.
+    pub fn refuse_switch(&self) {
+        self.switch_refused.store(true, Relaxed);
+    }
+
+    /// Whether that was said of the last request that asked.
+    #[must_use]
+    pub fn has_refused_switch(&self) -> bool {
+        self.switch_refused.load(Relaxed)
+    }
+
+    /// Before the next one asks.
+    pub fn forget_refused_switch(&self) {
+        self.switch_refused.store(false, Relaxed);
+    }
+
+    /// A head that is under way is not waited for any more: it is refused with `reason`.
+    pub fn end_head(&self, reason: Reason) {
+        self.head_end.set(reason);
+    }
+
+    /// Why heads are not waited for any more; none while they are.
+    #[must_use]
+    pub fn head_end(&self) -> Option<Reason> {
+        self.head_end.get()
+    }
+
+    /// The request that comes after so many is refused, and is the last.
+    pub fn refuse(&self, after: u64, reason: Reason) {
+        self.refused_after.store(after, Relaxed);
+        self.refused.set(reason);
+    }
+
+    /// Why the request that has just begun is refused; none when it is not.
+    #[must_use]
+    pub fn refused(&self) -> Option<Reason> {
+        self.refused.get().filter(|_| self.refused_after.load(Relaxed) + 1 == self.requests())
+    }
+
+    /// The reason of the refusal that is to come, and how many requests come before it.
+    #[cfg(test)]
+    pub(crate) fn refuses(&self) -> Option<(u64, Reason)> {
+        self.refused.get().map(|reason| (self.refused_after.load(Relaxed), reason))
     }
 
     /// A request came in HTTP/1.0, whose answer may end with the connection.

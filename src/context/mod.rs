@@ -143,6 +143,38 @@ pub fn asked_authority<'a>(target: &'a Uri, headers: &'a HeaderMap) -> &'a str {
     target.authority().map(Authority::as_str).or_else(field).unwrap_or_default()
 }
 
+/// What follows `prefix` in a path; none when it begins otherwise. An escaped character that needed no escape is the
+/// same as the character (RFC 3986, section 6.2.2.2).
+#[must_use]
+pub fn strip_path<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
+    if let Some(rest) = path.strip_prefix(prefix) {
+        return Some(rest);
+    }
+    let mut rest = path;
+    for wanted in prefix.bytes() {
+        let (byte, length) = match rest.as_bytes() {
+            [b'%', high, low, ..] => match unreserved(*high, *low) {
+                Some(byte) => (byte, 3),
+                None => (b'%', 1),
+            },
+            [byte, ..] => (*byte, 1),
+            [] => return None,
+        };
+        if byte != wanted {
+            return None;
+        }
+        rest = rest.get(length..)?;
+    }
+    Some(rest)
+}
+
+/// The character that two digits behind `%` stand for, when it means the same without them.
+fn unreserved(high: u8, low: u8) -> Option<u8> {
+    let digit = |digit: u8| char::from(digit).to_digit(16);
+    let byte = u8::try_from(digit(high)? << 4 | digit(low)?).ok()?;
+    (byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')).then_some(byte)
+}
+
 /// The host of an authority, its port cut off; an IPv6 address keeps its brackets.
 #[must_use]
 pub fn without_port(authority: &str) -> &str {
@@ -151,5 +183,29 @@ pub fn without_port(authority: &str) -> &str {
             authority.get(..at).unwrap_or(authority)
         }
         _ => authority,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_needless_escape_changes_no_path() {
+        for (path, prefix, rest) in [
+            ("/admin/x", "/admin", Some("/x")),
+            ("/%61dmin/x", "/admin", Some("/x")),
+            ("/%61dmi%6E", "/admin", Some("")),
+            ("/admin%2Fx", "/admin", Some("%2Fx")),
+            ("/a%2Db/%63?d", "/a-b", Some("/%63?d")),
+            ("/a%2fb", "/a/b", None),
+            ("/a%2fb", "/a%2fb", Some("")),
+            ("/%", "/a", None),
+            ("/%6", "/a", None),
+            ("/%61", "/ab", None),
+            ("/\u{e4}", "/a", None),
+        ] {
+            assert_eq!(strip_path(path, prefix), rest, "{path} and {prefix}");
+        }
     }
 }

@@ -93,7 +93,7 @@ impl Service<Request> for Redirect {
     }
 }
 
-/// Refuses every request with one reason: what stands behind no route.
+/// Refuses every request: what stands behind no route. The reason may travel with the request, among its extensions.
 #[derive(Clone, Copy, Debug)]
 pub struct Refuse(pub Reason);
 
@@ -106,8 +106,8 @@ impl Service<Request> for Refuse {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, _request: Request) -> Self::Future {
-        ready(Err(self.0.into()))
+    fn call(&mut self, request: Request) -> Self::Future {
+        ready(Err(request.extensions().get().copied().unwrap_or(self.0).into()))
     }
 }
 

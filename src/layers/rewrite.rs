@@ -13,7 +13,7 @@ use http::uri::PathAndQuery;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::context::{Request, Response};
+use crate::context::{Request, Response, strip_path};
 use crate::error::ProxyError;
 
 /// What goes and what comes.
@@ -28,7 +28,7 @@ pub struct Settings {
 impl Settings {
     /// The new path and query; none when the prefix does not match.
     fn apply(&self, old: &PathAndQuery) -> Option<PathAndQuery> {
-        let rest = old.as_str().strip_prefix(&*self.strip)?;
+        let rest = strip_path(old.as_str(), &self.strip)?;
         if !(rest.is_empty() || rest.starts_with(['/', '?'])) {
             return None;
         }
@@ -109,6 +109,7 @@ mod tests {
             ("/api", "/v2", "/api/users", Some("/v2/users")),
             ("/api", "/v2", "/api", Some("/v2")),
             ("/api", "/v2", "/api?q=1", Some("/v2?q=1")),
+            ("/api", "/v2", "/%61pi/%61", Some("/v2/%61")),
             ("", "/base", "/users", Some("/base/users")),
             ("/api", "", "/other", None),
         ];

@@ -15,7 +15,7 @@ use http::HeaderMap;
 use http::request::Parts;
 
 use crate::config::{HostPattern, Match, PathPattern};
-use crate::context::{asked_authority, without_port};
+use crate::context::{asked_authority, strip_path, without_port};
 
 /// See the module's text.
 #[derive(Debug)]
@@ -103,9 +103,9 @@ fn accepts(matcher: &Match, listener: &str, request: &Parts) -> bool {
 
 fn path_matches(pattern: &PathPattern, path: &str) -> bool {
     match pattern {
-        PathPattern::Exact(exact) => path == &**exact,
+        PathPattern::Exact(exact) => strip_path(path, exact) == Some(""),
         PathPattern::Prefix(prefix) => {
-            path.strip_prefix(&**prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            strip_path(path, prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         }
     }
 }

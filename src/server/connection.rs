@@ -18,12 +18,15 @@ use tokio_rustls::TlsAcceptor;
 
 use super::deadlines::Deadlines;
 use super::entry::Entry;
+use super::http1::{Bounds, GateIo};
 use super::io::GuardedIo;
+use super::plain::is_too_large;
 use super::shutdown::Shutdown;
 use super::socket::Socket;
 use super::stream_task::{Paced, StreamExecutor};
 use super::writer::Writer;
 use crate::context::{Connection, Protocol};
+use crate::error::Reason;
 use crate::snapshot::Limits;
 use crate::upstream::CONNECTION_WINDOW;
 
@@ -78,14 +81,21 @@ impl Session {
         }
     }
 
+    /// What a head may measure.
+    fn bounds(&self) -> Bounds {
+        Bounds { bytes: self.limits.max_header_size, fields: self.limits.max_headers }
+    }
+
     async fn serve_h1(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let bounds = self.bounds();
+        let io = GateIo::new(io, bounds, Arc::clone(&self.connection));
         let (entry, connection) = (Arc::clone(&self.entry), Arc::clone(&self.connection));
         connection.speaks(Protocol::Http1);
         let most = self.limits.max_requests;
         let service = service_fn(move |request| {
             let context = entry.begin(&connection, &request);
             let is_last = most.is_some_and(|most| connection.requests() >= most);
-            let answer = Arc::clone(&entry).answer(context, request);
+            let answer = Arc::clone(&entry).answer(context, request, connection.refused());
             async move {
                 let mut answer = answer.await;
                 if is_last && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -94,17 +104,23 @@ impl Session {
                 Ok::<_, Infallible>(answer.map(Paced::unwatched))
             }
         });
-        let connection = http1::Builder::new()
+        let mut http1 = http1::Builder::new();
+        // The gate's bounds come first, so that hyper refuses nothing by itself.
+        let head = self.limits.max_header_size + SPARE;
+        http1.max_header_size(head).max_buf_size(self.limits.buffer.max(head));
+        if self.limits.max_headers > HYPER_FIELDS {
+            http1.max_headers(self.limits.max_headers);
+        }
+        let connection = http1
             .timer(TokioTimer::new())
             .header_read_timeout(None) // also cuts idle connections; `Deadlines` tells the two apart
-            .max_buf_size(self.limits.buffer.max(self.limits.max_header_size))
-            .max_header_size(self.limits.max_header_size)
             .serve_connection(TokioIo::new(io), service)
             .with_upgrades();
         self.drive(connection, self.deadlines(self.limits.header_timeout, None)).await;
     }
 
     async fn serve_h2(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let bounds = self.bounds();
         let (entry, connection) = (Arc::clone(&self.entry), Arc::clone(&self.connection));
         connection.speaks(Protocol::Http2);
         let executor = StreamExecutor::new(self.entry.tasks.clone());
@@ -112,10 +128,13 @@ impl Session {
         let service = service_fn(move |mut request| {
             let context = entry.begin(&connection, &request);
             let pace = streams.announce(context.clone(), Writer::of(&mut request));
-            let answer = Arc::clone(&entry).answer(context, request);
+            let refused = is_too_large(request.uri(), request.headers(), bounds).then_some(Reason::HeaderTooLarge);
+            let answer = Arc::clone(&entry).answer(context, request, refused);
             async move { Ok::<_, Infallible>(answer.await.map(|body| Paced::new(body, pace))) }
         });
         let buffer = u32::try_from(self.limits.buffer).unwrap_or(u32::MAX);
+        // What is a little too large is refused by us, with a reason; the rest h2 answers without reading it.
+        let head = u32::try_from(bounds.bytes.saturating_mul(2)).unwrap_or(u32::MAX);
         let connection = http2::Builder::new(executor)
             .timer(TokioTimer::new())
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -123,7 +142,7 @@ impl Session {
             .max_send_buf_size(self.limits.buffer)
             .max_concurrent_streams(self.limits.max_streams)
             .enable_connect_protocol()
-            .max_header_list_size(u32::try_from(self.limits.max_header_size).unwrap_or(u32::MAX))
+            .max_header_list_size(head)
             .keep_alive_interval(Duration::from_secs(30))
             // A client that reads nothing answers no ping either; how long it may do so is the routes' matter.
             .keep_alive_timeout(self.limits.longest_stall.max(Duration::from_secs(20)))
@@ -146,6 +165,11 @@ fn version(version: ProtocolVersion) -> &'static str {
         _ => "?",
     }
 }
+
+/// What hyper takes beyond the bound on a head.
+const SPARE: usize = 64;
+/// Fields that hyper reads without memory of its own.
+const HYPER_FIELDS: usize = 100;
 
 /// Reads as many of the first bytes as tell: HTTP/2 by prior knowledge begins with a fixed preface.
 async fn speaks_h2(socket: &Socket, seen: &mut BytesMut) -> std::io::Result<bool> {

@@ -23,7 +23,7 @@ pub(super) struct Deadlines {
 /// What took too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Overdue {
-    /// A head that has begun and does not end: there is nobody to say goodbye to.
+    /// A head that has begun and does not end.
     Head,
     /// The next request.
     Request,

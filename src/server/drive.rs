@@ -1,14 +1,13 @@
 //! Drives hyper's connection until it ends or must: the client has gone, a clock has run out, it has served enough, or
 //! the proxy drains.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use super::connection::Session;
 use super::deadlines::{Deadlines, Overdue};
@@ -21,7 +20,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 
 impl Session {
     /// Drives hyper's connection until it ends or must.
-    pub(super) async fn drive(&self, connection: impl Drive, deadlines: Deadlines) {
+    pub(super) async fn drive<C: Drive>(&self, connection: C, deadlines: Deadlines) {
         let mut connection = std::pin::pin!(connection);
         let mut client = Client {
             overdue: Some(Box::pin(deadlines.pass(&self.connection))),
@@ -29,11 +28,15 @@ impl Session {
             has_gone: false,
         };
         let shutdown = &self.shutdown;
-        let mut until = self.serve_until(connection.as_mut(), &mut client, &shutdown.drain).await;
+        let mut until = self.serve_until(connection.as_mut(), &mut client, shutdown.drain.cancelled()).await;
+        if C::HEADS_ARE_HELD && !matches!(until, Until::Over) && self.head_is_under_way() {
+            until = self.finish_head(connection.as_mut(), &mut client, deadlines.head).await;
+        }
         if !matches!(until, Until::Over) {
             // Told of the end, the client knows that a request which crosses it was not read.
             connection.as_mut().graceful_shutdown();
-            let mut goodbye = std::pin::pin!(self.serve_until(connection.as_mut(), &mut client, &shutdown.cut));
+            let mut goodbye =
+                std::pin::pin!(self.serve_until(connection.as_mut(), &mut client, shutdown.cut.cancelled()));
             until = loop {
                 let quiet_since = self.connection.idle_since();
                 if let Ok(until) = timeout(GOODBYE, goodbye.as_mut()).await {
@@ -53,15 +56,40 @@ impl Session {
         }
     }
 
+    fn head_is_under_way(&self) -> bool {
+        self.connection.active() == 0 && self.connection.head_since().is_some()
+    }
+
+    /// Serves until the head under way is a request. hyper, told to end, would close: it does not see a head before it
+    /// is whole. One that does not become whole in time, or before the end of the grace, is refused.
+    async fn finish_head<C: Drive, O: Future<Output = Overdue>, G: Future<Output = ()>>(
+        &self,
+        mut connection: Pin<&mut C>,
+        client: &mut Client<O, G>,
+        within: Duration,
+    ) -> Until {
+        let mut cut = std::pin::pin!(self.shutdown.cut.cancelled());
+        let whole_or_cut = poll_fn(|cx| if self.head_is_under_way() { cut.as_mut().poll(cx) } else { Poll::Ready(()) });
+        let reason = match timeout(within, self.serve_until(connection.as_mut(), client, whole_or_cut)).await {
+            Ok(Until::Over) => return Until::Over,
+            Ok(until) if !self.head_is_under_way() => return until,
+            Ok(_) => Reason::Drained,
+            Err(_) => Reason::HeaderTimeout,
+        };
+        self.connection.end_head(reason);
+        drop(timeout(GOODBYE, connection).await);
+        Until::Over
+    }
+
     /// Serves until the connection is over, idle, old or used up, or until `signal`.
     async fn serve_until<C: Drive, O: Future<Output = Overdue>, G: Future<Output = ()>>(
         &self,
         mut connection: Pin<&mut C>,
         client: &mut Client<O, G>,
-        signal: &CancellationToken,
+        signal: impl Future<Output = ()>,
     ) -> Until {
-        let mut signal = std::pin::pin!(signal.cancelled());
-        std::future::poll_fn(|cx| {
+        let mut signal = std::pin::pin!(signal);
+        poll_fn(|cx| {
             self.connection.driven_by(cx.waker());
             if self.connection.is_ended() {
                 return Poll::Ready(Until::Over);
@@ -119,15 +147,23 @@ impl<O: Future<Output = Overdue>, G: Future<Output = ()>> Client<O, G> {
         let Some(overdue) = &mut self.overdue else { return Poll::Pending };
         let overdue = ready!(overdue.as_mut().poll(cx));
         self.overdue = None;
-        Poll::Ready(match overdue {
-            Overdue::Head => Until::Over,
-            Overdue::Request | Overdue::Age => Until::Quiet,
-        })
+        match overdue {
+            Overdue::Head => {
+                // The connection ends by itself, with an answer where a head has begun.
+                connection.end_head(Reason::HeaderTimeout);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Overdue::Request | Overdue::Age => Poll::Ready(Until::Quiet),
+        }
     }
 }
 
 /// hyper's two kinds of connection, as far as they are driven alike.
 pub(super) trait Drive: Future<Output = hyper::Result<()>> {
+    /// Whether hyper sees a head only when it is whole.
+    const HEADS_ARE_HELD: bool;
+
     fn graceful_shutdown(self: Pin<&mut Self>);
 }
 
@@ -140,6 +176,8 @@ where
     B: http_body::Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    const HEADS_ARE_HELD: bool = true;
+
     fn graceful_shutdown(self: Pin<&mut Self>) {
         http1::UpgradeableConnection::graceful_shutdown(self);
     }
@@ -155,6 +193,8 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     E: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
 {
+    const HEADS_ARE_HELD: bool = false;
+
     fn graceful_shutdown(self: Pin<&mut Self>) {
         http2::Connection::graceful_shutdown(self);
     }

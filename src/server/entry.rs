@@ -4,18 +4,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
-use http::request::Parts;
-use http::uri::Authority;
+use http::header::CONTENT_LENGTH;
 use http::{Method, StatusCode, Version};
 use hyper::body::Incoming;
 
+use super::plain::is_unambiguous;
 use super::shutdown::Shutdown;
 use super::switch::{self, Client};
 use super::writer;
 use crate::body::Body;
 use crate::context::{Connection, Connections, Request, RequestContext, RequestId, Response};
 use crate::entropy;
+use crate::error::Reason;
 use crate::snapshot::{Current, Leaf};
 use crate::tasks::Group;
 
@@ -44,6 +44,7 @@ impl Entry {
         self: Arc<Self>,
         context: RequestContext,
         mut request: http::Request<Incoming>,
+        refused: Option<Reason>,
     ) -> Response {
         let is_head = request.method() == Method::HEAD;
         let client = Client::of(&mut request);
@@ -51,7 +52,9 @@ impl Entry {
         let (parts, body) = request.into_parts();
         let leaf = {
             let snapshot = self.current.load();
-            if parts.method == Method::CONNECT {
+            if refused.is_some() {
+                Arc::clone(&snapshot.malformed)
+            } else if parts.method == Method::CONNECT {
                 Arc::clone(&snapshot.connect)
             } else if is_unambiguous(&parts) {
                 let found = snapshot.router.find(&context.connection().listener, &parts);
@@ -67,9 +70,15 @@ impl Entry {
         }
         let mut request = Request::from_parts(parts, Body::from(body));
         request.extensions_mut().insert(context.clone());
+        if let Some(reason) = refused {
+            request.extensions_mut().insert(reason);
+        }
+        let asked = client.is_some() && request.version() == Version::HTTP_11;
         let Ok(mut response) = leaf.service.call(request).await;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             switch::start(client, context, &mut response, &leaf, self.shutdown.clone(), &self.tasks);
+        } else if asked {
+            connection.refuse_switch();
         }
         if is_head {
             without_body(&mut response);
@@ -104,26 +113,6 @@ fn address(hop: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(hop).ok()?.trim();
     let bare = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
     text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip())).or_else(bare)
-}
-
-/// Whether the request says once and well-formed what it is for (RFC 9112, section 3.2; RFC 9113, section 8.3.1) and
-/// how its body is coded: what can be read in two ways could mean one thing here and another to the upstream.
-fn is_unambiguous(request: &Parts) -> bool {
-    let mut hosts = request.headers.get_all(HOST).iter();
-    let target = request.uri.authority().map(Authority::as_str);
-    let host = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => {
-            let authority = Authority::try_from(host.as_bytes());
-            let same = request.version != Version::HTTP_2
-                || target.is_none_or(|target| host.as_bytes().eq_ignore_ascii_case(target.as_bytes()));
-            (host.is_empty() || authority.is_ok_and(|authority| !authority.as_str().contains('@'))) && same
-        }
-        (None, _) => request.version != Version::HTTP_11,
-        (Some(_), Some(_)) => false,
-    };
-    let mut codings = request.headers.get_all(TRANSFER_ENCODING).iter();
-    let coding = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
-    host && target.is_none_or(|target| !target.contains('@')) && coding && codings.next().is_none()
 }
 
 /// An answer to HEAD says how long the body would be and has none; hyper sees to it on HTTP/1 only.

@@ -14,8 +14,10 @@
 //! | `drive.rs` | drives hyper, watches for the client's end, says goodbye |
 //! | `deadlines.rs` | when a connection has taken too long |
 //! | `io.rs` | the socket that cuts a stalled client |
+//! | [`http1`] | reads HTTP/1.1 strictly, before hyper does |
 //! | `stream_task.rs` | h2 streams that are cut one by one |
 //! | `shutdown.rs` | when connections must end |
+//! | `plain.rs` | which requests can be read in one way only, whichever version brought them |
 //! | `entry.rs` | makes a request's context, finds its route |
 //! | `switch.rs` | starts the tunnel after 101 |
 //! | `writer.rs` | h2 streams that become tunnels |
@@ -26,10 +28,12 @@ mod connection;
 mod deadlines;
 mod drive;
 mod entry;
+pub mod http1;
 mod io;
 mod listener;
 mod listeners;
 mod places;
+mod plain;
 pub mod proxy_protocol;
 mod shutdown;
 mod socket;

@@ -131,13 +131,11 @@ impl Client {
             let unsent = error.take_message().map(Box::new);
             let error = error.into_error();
             let repeat = if failure::is_unprocessed(&error) { spare } else { None };
-            match unsent.or(repeat) {
-                Some(request) => Failure::Unsent(request, error),
-                None if upload.is_some_and(|upload| upload.get()) => {
-                    Failure::Failed(ProxyError::new(Reason::RequestIncomplete, error))
-                }
-                None => Failure::Failed(ProxyError::new(failure::reason(&error), error)),
+            if let Some(request) = unsent.or(repeat) {
+                return Failure::Unsent(request, error);
             }
+            let reason = upload.and_then(|upload| upload.get()).unwrap_or_else(|| failure::reason(&error));
+            Failure::Failed(ProxyError::new(reason, error))
         })
     }
 }

@@ -1,8 +1,7 @@
 //! Which reason a failed exchange has.
 
 use std::error::Error as StdError;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use crate::body::{BodyError, End, Watch};
 use crate::error::Reason;
@@ -52,11 +51,12 @@ fn of_upload(reason: Reason) -> Reason {
 
 /// Remembers that the request's body broke off: on h2 the error that follows says no more than "reset".
 #[derive(Clone, Default)]
-pub(super) struct UploadFailed(Arc<AtomicBool>);
+pub(super) struct UploadFailed(Arc<OnceLock<Reason>>);
 
 impl UploadFailed {
-    pub(super) fn get(&self) -> bool {
-        self.0.load(Relaxed)
+    /// Why it did.
+    pub(super) fn get(&self) -> Option<Reason> {
+        self.0.get().copied().map(of_upload)
     }
 }
 
@@ -68,8 +68,8 @@ pub(super) struct Upload<G> {
 
 impl<G: Send> Watch for Upload<G> {
     fn end(&mut self, end: End) {
-        if let End::Failed(_) = end {
-            self.failed.0.store(true, Relaxed);
+        if let End::Failed(reason) = end {
+            let _ = self.failed.0.set(reason);
         }
     }
 }

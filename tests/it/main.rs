@@ -43,6 +43,7 @@ mod self_test;
 mod serving;
 mod stall;
 mod streaming;
+mod strict;
 mod support;
 mod timeouts;
 mod tls_upstream;

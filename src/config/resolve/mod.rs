@@ -56,6 +56,7 @@ fn server(server: file::Server, stream: Stream, admin: Option<&Located<SocketAdd
         max_requests: server.max_requests.map(|most| u64::from(most.0)),
         max_streams: server.max_streams.0,
         max_header_size: server.max_header_size.0,
+        max_headers: count(server.max_headers.0).get(),
         grace: server.grace.0,
         stream,
     }
