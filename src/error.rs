@@ -68,6 +68,8 @@ reasons! {
     NoRoute           = 404, "no_route",           "destination_not_found",       Refused, false, "Nothing is served under this address.";
     /// The route does not speak the protocol that an HTTP/2 client wants its stream to become.
     UpgradeRefused    = 501, "upgrade_refused",    "http_request_denied",         Refused, false, "This protocol is not spoken here.";
+    /// The request's body is longer than `max_body_size`.
+    BodyTooLarge      = 413, "body_too_large",     "http_request_error",          Refused, false, "The request body is too large.";
     /// A rate limit of the route is used up.
     RateLimited       = 429, "rate_limited",       "http_request_denied",         Refused, false, "Too many requests; come back after the time in Retry-After.";
     /// The waiting queue of the upstream is full.
@@ -106,6 +108,10 @@ reasons! {
     RequestIncomplete = 400, "request_incomplete", "http_request_error",          Aborted, false, "The request body ended early.";
     /// The client's request body can be read in more than one way, or in none.
     MalformedBody     = 400, "malformed_body",     "http_request_error",          Aborted, false, "The request body is malformed.";
+    /// The client sent nothing of its body for `upload_timeout` while it was waited for.
+    UploadStalled     = 408, "upload_stalled",     "http_request_error",          Aborted, false, "The request body stopped coming.";
+    /// The client's body came slower than `upload_rate`.
+    UploadSlow        = 408, "upload_slow",        "http_request_error",          Aborted, false, "The request body came too slowly.";
     /// The upstream sent nothing for `timeout.idle` in the middle of a body.
     UpstreamStalled   = 504, "upstream_stalled",   "connection_read_timeout",     Aborted, false, "The service fell silent in the middle of its answer.";
     /// The upstream broke off in the middle of a body.

@@ -104,6 +104,16 @@ fn forward(page: &mut Page, route: &Route, upstream: &upstream::Settings, show: 
         [] => "none".to_owned(),
         allowed => allowed.iter().map(|protocol| show(protocol)).collect::<Vec<_>>().join(", "),
     };
+    let size = |size: Option<u64>| size.map_or_else(|| "off".to_owned(), show_size);
+    let rate = size(route.upload.rate.map(|rate| rate.get().into()));
+    page.layer(
+        "upload",
+        [
+            ("max_body_size", size(route.upload.max_size)),
+            ("upload_timeout", clock(route.upload.silence)),
+            ("upload_rate", if route.upload.rate.is_some() { format!("{rate} a second") } else { rate }),
+        ],
+    );
     page.layer(
         "forward",
         [

@@ -23,6 +23,7 @@ use crate::layers::render::RenderLayer;
 use crate::layers::respond::{Redirect, Refuse, Respond};
 use crate::layers::rewrite::RewriteLayer;
 use crate::layers::trace::TraceLayer;
+use crate::layers::upload::UploadLayer;
 use crate::live::{Limiters, NO_ROUTE, Records};
 use crate::metrics::Registry;
 use crate::upstream::{AdmissionLayer, Attempt, Upstream};
@@ -120,6 +121,7 @@ fn forward(
     ServiceBuilder::new()
         .option_layer(route.timeout.total.map(DeadlineLayer::new)) // one clock over the wait, the attempt and the body
         .option_layer(rate_limits(route, shared)) // a cheap refusal, before any credit is taken
+        .layer(UploadLayer::new(route.upload)) // what is too large takes no credit; the body is read below only
         .layer(ForwardLayer::new(route.forward.clone())) // the duties of an intermediary, which edits may override
         .option_layer(edits(route))
         .option_layer(route.rewrite.as_ref().map(RewriteLayer::new))

@@ -4,10 +4,14 @@
 //! |---|---|
 //! | `mod.rs` | [`Body`]: what every request and response carries |
 //! | [`kind`] | tells from a head what kind of message it is |
+//! | `pulse.rs` | [`Pulse`]: when bytes last passed in the other direction |
+//! | `upload.rs` | [`UploadBounds`]: what a client's body is held to |
 //! | `relay.rs` | [`Relay`]: the one wrapper that times, counts and holds what must live as long as the body |
 
 pub mod kind;
+mod pulse;
 mod relay;
+mod upload;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -20,7 +24,9 @@ use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 
+pub use pulse::Pulse;
 pub use relay::{Clocks, End, Relay, Watch};
+pub use upload::{UploadBounds, WINDOW as UPLOAD_WINDOW};
 
 use crate::error::{Reason, Source};
 
@@ -71,6 +77,18 @@ impl Body {
     #[must_use]
     pub fn time(self, clocks: Clocks) -> Self {
         self.relay(|relay| relay.time(clocks))
+    }
+
+    /// Counts what passes in the other direction against the silence of this body.
+    #[must_use]
+    pub fn beside(self, pulse: Pulse) -> Self {
+        self.relay(|relay| relay.beside(pulse))
+    }
+
+    /// Holds this body, a client's, to bounds.
+    #[must_use]
+    pub fn bound(self, bounds: UploadBounds) -> Self {
+        self.relay(|relay| relay.bound(bounds))
     }
 
     /// Tells the watches of bytes that passed beside this body: those of a tunnel, which outlives its empty answer.

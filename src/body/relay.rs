@@ -12,7 +12,8 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-use super::{Body, BodyError};
+use super::upload::{Upload, UploadBounds};
+use super::{Body, BodyError, Pulse};
 use crate::error::Reason;
 
 /// How a body ended.
@@ -54,6 +55,10 @@ pub struct Relay {
     inner: Body,
     watches: Vec<Box<dyn Watch>>,
     clocks: Clocks,
+    /// The other direction, whose bytes break this one's silence.
+    beside: Option<Pulse>,
+    /// None but on a client's body.
+    upload: Option<Box<Upload>>,
     /// Since when the consumer waits for the producer; none while a frame is with the consumer.
     waiting_since: Option<Instant>,
     /// One timer for both clocks, made when first needed. It may fire early and is then set anew: so a busy stream
@@ -64,7 +69,16 @@ pub struct Relay {
 
 impl Relay {
     pub(super) fn new(inner: Body) -> Self {
-        Self { inner, watches: Vec::new(), clocks: Clocks::default(), waiting_since: None, timer: None, ended: false }
+        Self {
+            inner,
+            watches: Vec::new(),
+            clocks: Clocks::default(),
+            beside: None,
+            upload: None,
+            waiting_since: None,
+            timer: None,
+            ended: false,
+        }
     }
 
     pub(super) fn watch(&mut self, watch: Box<dyn Watch>) {
@@ -74,6 +88,14 @@ impl Relay {
     pub(super) fn time(&mut self, clocks: Clocks) {
         self.clocks.idle = clocks.idle.or(self.clocks.idle);
         self.clocks.deadline = clocks.deadline.or(self.clocks.deadline);
+    }
+
+    pub(super) fn beside(&mut self, pulse: Pulse) {
+        self.beside = Some(pulse);
+    }
+
+    pub(super) fn bound(&mut self, bounds: UploadBounds) {
+        self.upload = Some(Box::new(Upload::new(bounds)));
     }
 
     pub(super) fn finish(&mut self, end: End) {
@@ -88,16 +110,19 @@ impl Relay {
 
     /// Which clock has run out, or none; leaves the timer armed for the next moment to look again.
     fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Option<Reason> {
-        if self.clocks.idle.is_none() && self.clocks.deadline.is_none() {
+        if self.clocks.idle.is_none() && self.clocks.deadline.is_none() && self.upload.is_none() {
             return None;
         }
         loop {
             let now = Instant::now();
             let since = *self.waiting_since.get_or_insert(now);
-            let idle_at = self.clocks.idle.map(|idle| since + idle);
-            let next = [idle_at, self.clocks.deadline].into_iter().flatten().min()?;
+            let quiet_since = self.beside.as_ref().map_or(since, |pulse| pulse.last().max(since));
+            let idle = self.clocks.idle.map(|idle| (quiet_since + idle, Reason::UpstreamStalled));
+            let deadline = self.clocks.deadline.map(|deadline| (deadline, Reason::Deadline));
+            let upload = self.upload.as_ref().and_then(|upload| upload.overdue(since));
+            let (next, reason) = [idle, deadline, upload].into_iter().flatten().min_by_key(|(at, _)| *at)?;
             if next <= now {
-                return Some(if idle_at == Some(next) { Reason::UpstreamStalled } else { Reason::Deadline });
+                return Some(reason);
             }
             let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next)));
             if timer.deadline() > next {
@@ -110,11 +135,23 @@ impl Relay {
         }
     }
 
-    fn handed_on(&mut self, frame: &Frame<Bytes>) {
-        self.waiting_since = None;
+    /// A frame goes to the consumer, unless it is one too many.
+    fn handed_on(&mut self, frame: &Frame<Bytes>) -> Result<(), Reason> {
+        let waiting_since = self.waiting_since.take();
+        if let (Some(upload), Some(bytes)) = (&mut self.upload, frame.data_ref()) {
+            upload.took(bytes.len() as u64, waiting_since.map_or(Duration::ZERO, |since| since.elapsed()))?;
+        }
         if let Some(bytes) = frame.data_ref() {
             self.tell(bytes);
         }
+        Ok(())
+    }
+
+    /// The inner body goes now, not when the consumer lets go: its drop is what cancels the upstream call.
+    fn cut(&mut self, reason: Reason) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.inner = Body::empty();
+        self.finish(End::Failed(reason));
+        Poll::Ready(Some(Err(reason.into())))
     }
 
     pub(super) fn tell(&mut self, bytes: &[u8]) {
@@ -135,7 +172,9 @@ impl http_body::Body for Relay {
         }
         match Pin::new(&mut this.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                this.handed_on(&frame);
+                if let Err(reason) = this.handed_on(&frame) {
+                    return this.cut(reason);
+                }
                 // hyper may not poll again after the last frame, so the end is told with it.
                 if frame.is_trailers() || this.inner.is_end_stream() {
                     this.finish(End::Complete);
@@ -160,10 +199,7 @@ impl http_body::Body for Relay {
                     }
                     return Poll::Pending;
                 };
-                // The inner body goes now, not when the consumer lets go: its drop is what cancels the upstream call.
-                this.inner = Body::empty();
-                this.finish(End::Failed(reason));
-                Poll::Ready(Some(Err(reason.into())))
+                this.cut(reason)
             }
         }
     }
@@ -256,6 +292,56 @@ mod tests {
         assert_eq!(error.reason, Reason::UpstreamStalled);
         assert_eq!(began.elapsed().as_secs(), 10);
         assert_eq!(ends(&log), [End::Failed(Reason::UpstreamStalled)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_of_the_other_direction_break_the_silence() {
+        let (_sender, channel) = Channel::<Bytes, std::io::Error>::new(1);
+        let pulse = Pulse::default();
+        let clocks = Clocks { idle: Some(Duration::from_secs(10)), deadline: None };
+        let mut body = Body::boxed(channel).time(clocks).beside(pulse.clone());
+        let began = Instant::now();
+        let talk = async {
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_secs(8)).await;
+                pulse.beat();
+            }
+            std::future::pending::<()>().await;
+        };
+        let frame = tokio::select! { () = talk => unreachable!("it waits"), frame = body.frame() => frame };
+        assert_eq!(frame.expect("an error").expect_err("silence").reason, Reason::UpstreamStalled);
+        assert_eq!(began.elapsed().as_secs(), 50);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_late_only_while_it_is_waited_for() {
+        let (mut sender, channel) = Channel::<Bytes, std::io::Error>::new(4);
+        let rate = std::num::NonZeroU32::new(100);
+        let bounds = UploadBounds { max_size: None, silence: Some(Duration::from_secs(30)), rate };
+        let (body, log) = watched(Body::boxed(channel));
+        let mut body = body.bound(bounds);
+        for _ in 0..5 {
+            sender.send_data(Bytes::from_static(b"part")).await.expect("room");
+            tokio::time::sleep(Duration::from_secs(60)).await; // the upstream takes nothing
+            body.frame().await.expect("a frame").expect("data");
+        }
+        let began = Instant::now();
+        let drip = async {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                sender.send_data(Bytes::from_static(b"x")).await.expect("room");
+            }
+        };
+        let taken = async {
+            loop {
+                if let Err(error) = body.frame().await.expect("no end") {
+                    break error.reason;
+                }
+            }
+        };
+        let reason = tokio::select! { () = drip => unreachable!("for ever"), reason = taken => reason };
+        assert_eq!((reason, began.elapsed().as_secs()), (Reason::UploadSlow, 10));
+        assert_eq!(ends(&log), [End::Failed(Reason::UploadSlow)]);
     }
 
     #[tokio::test(start_paused = true)]

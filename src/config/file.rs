@@ -7,7 +7,7 @@ use http::{HeaderName, Method};
 use super::listen::{ListenAddress, Mode, Peers};
 use super::section::section;
 use super::values::{
-    File, Free, Located, Many, Name, Named, Number, OrAuto, OrOff, Rate, Size, Tables, Time, Tried, Wait,
+    File, Free, Located, Many, Name, Named, Number, Off, OrAuto, OrOff, Rate, Size, Tables, Time, Tried, Wait,
 };
 use super::web::{FieldTest, FieldValue, Fields, Level, Prefix, Switch, Target};
 use super::{AccessLog, HostPattern, PathPattern};
@@ -57,6 +57,8 @@ section! {
         max_header_size: Size<{ 8 * KIB }, MIB>, default = "16KiB";
         /// Fields of a request head at most.
         max_headers: Number<10, 1000>, default = 100;
+        /// Bytes of a request's body at most, or "off".
+        max_body_size: Off<Size<1, { u32::MAX }>>, default = "off";
         /// The clocks of a client connection.
         timeout: ServerTimeout, default = {};
         /// At shutdown, the time for requests in flight to end.
@@ -118,6 +120,10 @@ section! {
         buffer: Size<{ 8 * KIB }, { 16 * MIB }>, default = "16KiB";
         /// A client that takes nothing for this long is cut.
         stall_timeout: Time, default = "30s";
+        /// A client that sends nothing of its body for this long, while it is waited for, is cut; or "off".
+        upload_timeout: OrOff, default = "30s";
+        /// Bytes a second that a body must come with, as a mean over 10 s of waiting; or "off".
+        upload_rate: Off<Size<1, { 1 << 30 }>>, default = "100B";
     }
 
     /// A service behind the proxy.
@@ -219,7 +225,9 @@ section! {
         rate_limit: Many<RateLimit>, default = [];
         /// The clocks of a call, where they differ from the upstream's.
         timeout: RouteTimeout, optional;
-        /// The reader's clock, where it differs from `[stream]`.
+        /// Bytes of a request's body at most, or "off", where it differs from `[server]`.
+        max_body_size: Off<Size<1, { u32::MAX }>>, optional;
+        /// The client's clocks, where they differ from `[stream]`.
         stream: RouteStream, default = {};
     }
 
@@ -297,9 +305,13 @@ section! {
         total: OrOff, optional;
     }
 
-    /// The reader's clock, where it differs from `[stream]`.
+    /// The client's clocks, where they differ from `[stream]`.
     RouteStream "`stream` of a route" {
         /// A client that takes nothing for this long is cut.
         stall_timeout: Time, optional;
+        /// A client that sends nothing of its body for this long, while it is waited for, is cut; or "off".
+        upload_timeout: OrOff, optional;
+        /// Bytes a second that a body must come with, as a mean over 10 s of waiting; or "off".
+        upload_rate: Off<Size<1, { 1 << 30 }>>, optional;
     }
 }

@@ -39,6 +39,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
+use crate::body::UploadBounds;
 use crate::layers::{forward, headers, rate_limit, rewrite};
 use crate::upstream;
 
@@ -122,6 +123,8 @@ pub struct Stream {
     pub buffer: usize,
     /// A client that takes nothing for this long is cut. Routes may set their own.
     pub stall_timeout: Duration,
+    /// What the body of a request is held to. Routes may set their own.
+    pub upload: UploadBounds,
 }
 
 /// `[[server.listener]]`
@@ -197,6 +200,8 @@ pub struct Route {
     pub timeout: upstream::Timeouts,
     /// A client that takes nothing for this long is cut.
     pub stall_timeout: Duration,
+    /// What the body of a request is held to.
+    pub upload: UploadBounds,
 }
 
 impl Route {

@@ -289,6 +289,23 @@ impl Scalar for OrOff {
     }
 }
 
+/// A value, or `"off"`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Off<T>(pub(super) Option<T>);
+
+impl<T: Decode> Decode for Off<T> {
+    fn decode(node: Node<'_>, cx: &mut Context<'_>) -> Option<Self> {
+        match node.get_ref() {
+            DeValue::String(text) if text == "off" => Some(Self(None)),
+            _ => T::decode(node, cx).map(|value| Self(Some(value))),
+        }
+    }
+
+    fn schema() -> Value {
+        json!({ "anyOf": [{ "const": "off" }, T::schema()] })
+    }
+}
+
 /// A number, or `"auto"`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OrAuto<T>(pub(super) Option<T>);

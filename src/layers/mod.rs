@@ -7,6 +7,7 @@
 //! | [`render`] | turns an error into a whole answer | - | below the record; above it nothing fails |
 //! | [`deadline`] | one clock over the whole exchange | `total_timeout` (504) | above everything that waits |
 //! | [`rate_limit`] | holds a rate per key | `rate_limited` (429) | above admission: a refusal takes no credit |
+//! | [`upload`] | holds request bodies to a size and clients to a pace | `body_too_large` (413), `upload_stalled`, `upload_slow` (408) | above admission, which a body too large never sees |
 //! | [`forward`] | does the duties of an intermediary | `upgrade_refused` (501) | before edits, which may override what it adds |
 //! | [`headers`] | edits fields of the request and the response | - | below what is decided by the client's own fields |
 //! | [`rewrite`] | strips or replaces a prefix of the path | - | beside the edits |
@@ -21,3 +22,4 @@ pub mod render;
 pub mod respond;
 pub mod rewrite;
 pub mod trace;
+pub mod upload;

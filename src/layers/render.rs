@@ -130,12 +130,12 @@ fn problem(error: ProxyError, context: Option<&RequestContext>) -> Response {
 fn trailers_only(error: ProxyError) -> Response {
     let mut response = Response::new(Body::empty());
     let code = match error.reason.status() {
-        StatusCode::TOO_MANY_REQUESTS => 8,      // RESOURCE_EXHAUSTED
-        StatusCode::GATEWAY_TIMEOUT => 4,        // DEADLINE_EXCEEDED
-        StatusCode::NOT_FOUND => 12,             // UNIMPLEMENTED
-        StatusCode::BAD_REQUEST => 3,            // INVALID_ARGUMENT
-        StatusCode::INTERNAL_SERVER_ERROR => 13, // INTERNAL
-        _ => 14,                                 // UNAVAILABLE
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::PAYLOAD_TOO_LARGE => 8, // RESOURCE_EXHAUSTED
+        StatusCode::GATEWAY_TIMEOUT => 4,                                   // DEADLINE_EXCEEDED
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => 12, // UNIMPLEMENTED
+        StatusCode::BAD_REQUEST => 3,                                       // INVALID_ARGUMENT
+        StatusCode::INTERNAL_SERVER_ERROR => 13,                            // INTERNAL
+        _ => 14,                                                            // UNAVAILABLE
     };
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

@@ -127,7 +127,7 @@ impl Client {
         let sent = lease.send(request, &first_byte).await;
         let late = || if first_byte.awaits_client() { Reason::RequestIncomplete } else { Reason::FirstByteTimeout };
         let sent = sent.ok_or_else(|| Failure::Failed(late().into()))?;
-        sent.map_err(|mut error| {
+        let mut response = sent.map_err(|mut error| {
             let unsent = error.take_message().map(Box::new);
             let error = error.into_error();
             let repeat = if failure::is_unprocessed(&error) { spare } else { None };
@@ -136,7 +136,11 @@ impl Client {
             }
             let reason = upload.and_then(|upload| upload.get()).unwrap_or_else(|| failure::reason(&error));
             Failure::Failed(ProxyError::new(reason, error))
-        })
+        })?;
+        if let Some(pulse) = first_byte.pulse() {
+            response.extensions_mut().insert(pulse);
+        }
+        Ok(response)
     }
 }
 

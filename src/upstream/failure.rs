@@ -49,7 +49,7 @@ fn of_upload(reason: Reason) -> Reason {
     }
 }
 
-/// Remembers that the request's body broke off: on h2 the error that follows says no more than "reset".
+/// Remembers why the request's body broke off: on h2 the error that follows says no more than "reset".
 #[derive(Clone, Default)]
 pub(super) struct UploadFailed(Arc<OnceLock<Reason>>);
 

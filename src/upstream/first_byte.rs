@@ -2,13 +2,13 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use http_body::Body as _;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::body::{End, Watch};
+use crate::body::{End, Pulse, Watch};
 use crate::context::Request;
 
 /// A timer that a connection keeps for all its requests: moving a timer that is set costs a fraction of setting one.
@@ -23,8 +23,7 @@ pub(super) struct FirstByte {
 }
 
 struct Progress {
-    began: Instant,
-    millis: AtomicU64,
+    pulse: Pulse,
     /// More is wanted than the client has sent.
     is_awaited: AtomicBool,
 }
@@ -33,8 +32,7 @@ struct Upload(Arc<Progress>);
 
 impl Watch for Upload {
     fn data(&mut self, _bytes: &[u8]) {
-        let elapsed = self.0.began.elapsed().as_millis();
-        self.0.millis.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Relaxed);
+        self.0.pulse.beat();
         self.0.is_awaited.store(false, Relaxed);
     }
 
@@ -43,6 +41,7 @@ impl Watch for Upload {
     }
 
     fn end(&mut self, _end: End) {
+        self.0.pulse.stop();
         self.0.is_awaited.store(false, Relaxed);
     }
 }
@@ -51,12 +50,8 @@ impl FirstByte {
     /// Begins to watch what is sent of `request`.
     pub(super) fn watch(limit: Option<Duration>, mut request: Request) -> (Self, Request) {
         let mut upload = None;
-        if limit.is_some() && !request.body().is_end_stream() {
-            let progress = Arc::new(Progress {
-                began: Instant::now(),
-                millis: AtomicU64::new(0),
-                is_awaited: AtomicBool::new(false),
-            });
+        if !request.body().is_end_stream() {
+            let progress = Arc::new(Progress { pulse: Pulse::default(), is_awaited: AtomicBool::new(false) });
             upload = Some(Arc::clone(&progress));
             request = request.map(|body| body.watch(Box::new(Upload(progress))));
         }
@@ -69,6 +64,11 @@ impl FirstByte {
         self.upload.as_ref().is_some_and(|progress| progress.is_awaited.load(Relaxed))
     }
 
+    /// The bytes of an upload that goes on beside the answer.
+    pub(super) fn pulse(&self) -> Option<Pulse> {
+        self.upload.as_ref().map(|progress| progress.pulse.clone()).filter(|pulse| !pulse.is_over())
+    }
+
     /// Ends when the answer should have begun; never without a limit.
     pub(super) async fn overdue(&self, clock: &mut Clock) {
         let Some(limit) = self.limit else { return std::future::pending().await };
@@ -77,17 +77,11 @@ impl FirstByte {
             let clock = clock.get_or_insert_with(|| Box::pin(sleep_until(until)));
             clock.as_mut().reset(until);
             clock.as_mut().await;
-            match self.upload.as_deref().map(Progress::last) {
+            match self.upload.as_deref().map(|progress| progress.pulse.last()) {
                 Some(last) if last + limit > Instant::now() => until = last + limit,
                 _ => return,
             }
         }
-    }
-}
-
-impl Progress {
-    fn last(&self) -> Instant {
-        self.began + Duration::from_millis(self.millis.load(Relaxed))
     }
 }
 

@@ -12,8 +12,8 @@ use tower_service::Service;
 use super::admission::EndpointState;
 use super::endpoint::{Endpoint, Recipe};
 use super::{Admission, ClientError, Settings, Timeouts};
-use crate::body::Clocks;
 use crate::body::kind::{self, Kind};
+use crate::body::{Clocks, Pulse};
 use crate::context::{Request, RequestContext, Response};
 use crate::control::credits::Class;
 use crate::error::ProxyError;
@@ -197,12 +197,18 @@ impl Service<Admitted> for Attempt {
             if let Some(context) = &context {
                 let _ = context.notes().endpoint.set(Arc::clone(endpoint.label()));
             }
-            let response = endpoint.client().send(request, timeouts.first_byte).await?;
+            let mut response = endpoint.client().send(request, timeouts.first_byte).await?;
             if let Some(context) = &context {
                 context.notes().first_byte.set(context.received_at().elapsed());
             }
             let clocks = Clocks { idle: timeouts.idle, deadline: None };
-            Ok(response.map(|body| if http_body::Body::is_end_stream(&body) { body } else { body.time(clocks) }))
+            let pulse = response.extensions_mut().remove::<Pulse>();
+            Ok(response.map(|body| match pulse {
+                _ if http_body::Body::is_end_stream(&body) => body,
+                // Both directions are one call: neither is silent while the other speaks.
+                Some(pulse) => body.time(clocks).beside(pulse),
+                None => body.time(clocks),
+            }))
         })
     }
 }

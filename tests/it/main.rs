@@ -47,5 +47,6 @@ mod strict;
 mod support;
 mod timeouts;
 mod tls_upstream;
+mod uploads;
 mod websocket;
 mod websocket_h2;

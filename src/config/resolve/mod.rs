@@ -5,17 +5,26 @@ mod route;
 mod upstream;
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 
 use super::decode::Context;
 use super::error::{Span, quote, remark};
 use super::file;
-use super::values::{Located, Name};
+use super::values::{Located, Name, Size};
 use super::{Admin, Config, ListenAddress, Log, Secrets, Server, Stream};
+use crate::body::UploadBounds;
 
 /// Everything together. It is only good when the context holds no error.
 pub(super) fn config(root: file::Root, name: &str, text: &str, cx: &mut Context<'_>) -> Config {
-    let stream = Stream { buffer: root.stream.buffer.0, stall_timeout: root.stream.stall_timeout.0 };
+    let stream = Stream {
+        buffer: root.stream.buffer.0,
+        stall_timeout: root.stream.stall_timeout.0,
+        upload: UploadBounds {
+            max_size: root.server.max_body_size.0.map(|size| size.0 as u64),
+            silence: root.stream.upload_timeout.0,
+            rate: root.stream.upload_rate.0.and_then(bytes_a_second),
+        },
+    };
     let admin = root.admin.map(|admin| admin.listen);
     let server = server(root.server, stream, admin.as_ref(), cx);
 
@@ -87,6 +96,10 @@ impl Unique {
             self.addresses.push(address.clone());
         }
     }
+}
+
+fn bytes_a_second<const MIN: u32, const MAX: u32>(size: Size<MIN, MAX>) -> Option<NonZeroU32> {
+    u32::try_from(size.0).ok().and_then(NonZeroU32::new)
 }
 
 /// A number whose lower bound is checked where it is read.

@@ -2,11 +2,12 @@
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 
-use super::Unique;
+use super::{Unique, bytes_a_second};
+use crate::body::UploadBounds;
 use crate::config::decode::Context;
 use crate::config::error::{Problem, Span, quote};
 use crate::config::file;
-use crate::config::values::{Located, Many, Name, Tried};
+use crate::config::values::{Located, Many, Name, Off, Size, Tried};
 use crate::config::web::{FieldValue, Fields, not_editable};
 use crate::config::{Action, HeaderMatch, Listener, Match, Route, Stream};
 use crate::layers::{forward, headers, rate_limit, rewrite};
@@ -53,6 +54,7 @@ fn implied(known: &Known<'_>, cx: &mut Context<'_>) -> Option<Route> {
             rate_limits: Vec::new(),
             timeout: upstream.timeout,
             stall_timeout: known.stream.stall_timeout,
+            upload: known.stream.upload,
         });
     }
     // An upstream that could not be read has been told about; that it is missing is only the consequence.
@@ -101,6 +103,7 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
         headers,
         rate_limits,
         timeout: timeouts(table.timeout, base),
+        upload: upload(table.max_body_size, &table.stream, known.stream.upload),
         stall_timeout: table.stream.stall_timeout.map_or(known.stream.stall_timeout, |time| time.0),
         action,
     })
@@ -113,6 +116,14 @@ fn timeouts(table: Option<file::RouteTimeout>, base: Timeouts) -> Timeouts {
         first_byte: table.first_byte.map_or(base.first_byte, |time| time.0),
         idle: table.idle.map_or(base.idle, |time| time.0),
         total: table.total.map_or(base.total, |time| time.0),
+    }
+}
+
+fn upload(max_size: Option<Off<Size<1, { u32::MAX }>>>, table: &file::RouteStream, base: UploadBounds) -> UploadBounds {
+    UploadBounds {
+        max_size: max_size.map_or(base.max_size, |size| size.0.map(|size| size.0 as u64)),
+        silence: table.upload_timeout.map_or(base.silence, |time| time.0),
+        rate: table.upload_rate.map_or(base.rate, |rate| rate.0.and_then(bytes_a_second)),
     }
 }
 

@@ -159,7 +159,8 @@ impl Exchange {
             let received = Arc::new(AtomicU64::new(0));
             let _ = exchange.context.notes().received.set(Arc::clone(&received));
             exchange.received = Some(Arc::clone(&received));
-            let upload = Upload { received, total: exchange.route.request_bytes.clone() };
+            let total = exchange.route.request_bytes.clone();
+            let upload = Upload { received, total, context: exchange.context.clone() };
             request = request.map(|body| body.watch(Box::new(upload)));
         }
         (exchange, request)
@@ -264,6 +265,7 @@ fn unknown() -> RequestContext {
 struct Upload {
     received: Arc<AtomicU64>,
     total: Counter,
+    context: RequestContext,
 }
 
 impl Watch for Upload {
@@ -271,5 +273,12 @@ impl Watch for Upload {
         let count = bytes.len() as u64;
         self.received.fetch_add(count, Relaxed);
         self.total.add(count);
+    }
+
+    /// With an upload that is cut the upstream's answer breaks off as well, which is not the upstream's fault.
+    fn end(&mut self, end: End) {
+        if let End::Failed(reason @ (Reason::BodyTooLarge | Reason::UploadStalled | Reason::UploadSlow)) = end {
+            self.context.notes().set_reason(reason);
+        }
     }
 }
