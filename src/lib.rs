@@ -46,6 +46,7 @@ pub mod explain;
 pub mod layers;
 pub mod live;
 pub mod metrics;
+pub mod reload;
 pub mod router;
 pub mod server;
 pub mod snapshot;

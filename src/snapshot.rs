@@ -16,12 +16,17 @@ use crate::config::{self, Config, Peers};
 use crate::error::Reason;
 use crate::router::Router;
 use crate::stack::{self, RouteService, Shared};
+use crate::upstream::Upstream;
 
 /// See the module's text.
 #[derive(Debug)]
 pub struct Snapshot {
     /// 1 at the start, and one more with each change.
     pub generation: u64,
+    /// What it was made from.
+    pub config: Arc<Config>,
+    /// In the order of the configuration.
+    pub upstreams: Vec<Arc<Upstream>>,
     /// All routes.
     pub router: Router<Arc<Leaf>>,
     /// What serves a request that no route matches.
@@ -44,7 +49,7 @@ pub type Current = Arc<ArcSwap<Snapshot>>;
 impl Snapshot {
     /// What `config` says, with the state that `shared` keeps and the doors that were built for its listeners.
     #[must_use]
-    pub fn new(config: &Config, shared: &Shared, doors: Vec<Arc<Door>>, generation: u64) -> Self {
+    pub fn new(config: &Arc<Config>, shared: &Shared, doors: Vec<Arc<Door>>, generation: u64) -> Self {
         let stall_timeout = config.server.stream.stall_timeout;
         let leaf = |name: &Arc<str>, stall_timeout, idle, service| {
             Arc::new(Leaf { name: Arc::clone(name), stall_timeout, idle, service })
@@ -56,6 +61,8 @@ impl Snapshot {
         });
         Self {
             generation,
+            config: Arc::clone(config),
+            upstreams: shared.upstreams.clone(),
             router: Router::new(routes),
             no_route: refuse(Reason::NoRoute),
             malformed: refuse(Reason::BadRequest),

@@ -44,6 +44,11 @@ pub fn run<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) 
     tokio::spawn(future)
 }
 
+/// Does what blocks for a moment, such as reading files, where it holds up nobody.
+pub fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    tokio::task::spawn_blocking(work)
+}
+
 /// Starts a thread, for what blocks all the time. It ends by itself.
 pub fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)

@@ -7,6 +7,7 @@ mod demo;
 mod health;
 mod run;
 mod schema;
+mod signals;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
@@ -49,11 +50,11 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve what a configuration file says, until SIGTERM or SIGINT
+    /// Serve what a configuration file says, until SIGTERM or SIGINT; SIGHUP reads it anew
     #[command(after_help = "Example:\n  headworks run --config /etc/headworks.toml")]
     Run(File),
     /// Read a configuration file and report every mistake in it
-    #[command(after_help = "Example:\n  headworks check --config headworks.toml && systemctl restart headworks")]
+    #[command(after_help = "Example:\n  headworks check --config headworks.toml && systemctl reload headworks")]
     Check(File),
     /// Print the layers of each route, in order, with the values in force
     #[command(after_help = "Example:\n  headworks explain --config headworks.toml --route chat")]
@@ -106,8 +107,10 @@ pub fn main() -> ExitCode {
         (Some(Command::Schema), _) => schema::run(&mut out),
         (Some(Command::Health { admin }), _) => return health::run(admin, &mut errors),
         (Some(Command::Demo { listen, admin }), _) => return demo::run(listen, admin, &mut out, &mut errors),
-        (Some(Command::Run(file)), _) => return run::run(config::load(&file.config), &mut errors),
-        (None, Some(url)) => return run::run(config::from_upstream(&url, arguments.listen), &mut errors),
+        (Some(Command::Run(file)), _) => {
+            return run::run(config::load(&file.config), Some(file.config), &mut errors);
+        }
+        (None, Some(url)) => return run::run(config::from_upstream(&url, arguments.listen), None, &mut errors),
         (None, None) => Ok(USAGE),
     };
     // Only a closed pipe makes writing fail, and then nobody reads the reason either.

@@ -1,17 +1,20 @@
 //! `headworks run`, and the start that `--upstream` and `demo` share.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+use super::signals::Signals;
 use super::{FAILED, USAGE, is_coloured};
-use crate::app::App;
+use crate::app::{App, Setup};
 use crate::config::{self, Config};
+use crate::reload::SetLevel;
 
-/// Serves `config` until the process is told to stop.
-pub(super) fn run(config: Result<Config, config::Error>, errors: &mut impl Write) -> ExitCode {
+/// Serves `config` until the process is told to stop. `source` is where it was read, and is read again.
+pub(super) fn run(config: Result<Config, config::Error>, source: Option<PathBuf>, errors: &mut impl Write) -> ExitCode {
     let config = match config {
         Ok(config) => config,
         Err(error) => {
@@ -19,11 +22,11 @@ pub(super) fn run(config: Result<Config, config::Error>, errors: &mut impl Write
             return ExitCode::from(USAGE);
         }
     };
-    log_events(&config.log.level);
+    let set_level = log_events(&config.log.level);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    match serve(config, |_| {}) {
+    match serve(Setup { config, source, set_level }, |_| {}) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot start");
@@ -34,15 +37,13 @@ pub(super) fn run(config: Result<Config, config::Error>, errors: &mut impl Write
 
 /// Builds the runtime and serves until a signal says to stop; a second one ends at once. `started` learns the
 /// addresses.
-pub(super) fn serve(
-    config: Config,
-    started: impl FnOnce(&App),
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let runtime = runtime(config.server.threads)?;
+pub(super) fn serve(setup: Setup, started: impl FnOnce(&App)) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let runtime = runtime(setup.config.server.threads)?;
     let served = runtime.block_on(async {
-        let app = App::build(config).await?;
+        let mut signals = Signals::new()?;
+        let app = App::build(setup).await?;
         started(&app);
-        app.run(stop_signal(), stop_signal).await;
+        app.run(async || signals.next().await).await;
         Ok(())
     });
     // A look-up of a name that hangs must not hold up the end.
@@ -62,26 +63,26 @@ fn runtime(threads: Option<usize>) -> std::io::Result<tokio::runtime::Runtime> {
     builder.thread_name("headworks").enable_all().build()
 }
 
-/// Events go to standard error, since standard output is the access log's. `RUST_LOG` overrides the level.
-pub(super) fn log_events(level: &str) {
-    let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new(level)).unwrap_or_default();
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(is_coloured());
+/// Events go to standard error, since standard output is the access log's. `RUST_LOG` overrides the level, and then
+/// what is returned sets no other.
+pub(super) fn log_events(level: &str) -> SetLevel {
+    let from_env = EnvFilter::try_from_default_env().ok();
+    let is_fixed = from_env.is_some();
+    let filter = from_env.or_else(|| EnvFilter::try_new(level).ok()).unwrap_or_default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(is_coloured())
+        .with_filter_reloading();
+    let handle = subscriber.reload_handle();
     // A second call, as in tests of this module, leaves the first in force.
     let _ = subscriber.try_init();
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a task failed")));
-}
-
-/// Completes at SIGTERM or SIGINT.
-async fn stop_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::warn!("signals cannot be received; stop the process by force");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    Box::new(move |level| {
+        if is_fixed {
+            return Err("RUST_LOG overrides it".into());
+        }
+        let filter = EnvFilter::try_new(level).map_err(|error| error.to_string())?;
+        handle.reload(filter).map_err(|error| error.to_string())
+    })
 }

@@ -4,7 +4,7 @@
 //! what is left, so that one run finds everything. A configuration is only used when nothing was said.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use toml::Spanned;
@@ -24,6 +24,8 @@ pub(super) struct Context<'a> {
     pub(super) found: Diagnostics,
     /// Values that came from the environment or from files.
     pub(super) secrets: Vec<String>,
+    /// The files that the text names.
+    pub(super) files: Vec<PathBuf>,
     /// Relative paths start here.
     pub(super) base_dir: &'a Path,
     env: &'a dyn Fn(&str) -> Option<String>,
@@ -84,7 +86,7 @@ pub(super) struct Text {
 impl<'a> Context<'a> {
     /// Nothing found yet.
     pub(super) fn new(base_dir: &'a Path, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { found: Diagnostics::default(), secrets: Vec::new(), base_dir, env }
+        Self { found: Diagnostics::default(), secrets: Vec::new(), files: Vec::new(), base_dir, env }
     }
 
     /// The string that is written here, or that `{ env = ... }` or `{ file = ... }` stand for.
@@ -146,7 +148,9 @@ impl<'a> Context<'a> {
         let content = if name == "env" {
             (self.env)(target).ok_or_else(|| format!("the environment variable {} is not set", quote(target)))
         } else {
-            read(&self.base_dir.join(&**target)).map_err(|error| format!("cannot read {}: {error}", quote(target)))
+            let path = self.base_dir.join(&**target);
+            self.files.push(path.clone());
+            read(&path).map_err(|error| format!("cannot read {}: {error}", quote(target)))
         };
         match content {
             Ok(value) => {

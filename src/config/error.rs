@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
@@ -88,7 +89,7 @@ impl Diagnostics {
             return None;
         }
         self.0.sort_by_key(|diagnostic| diagnostic.span.as_ref().map_or((0, 0), |span| (span.start, span.end)));
-        Some(Error { name: name.into(), text: text.into(), diagnostics: self.0 })
+        Some(Error { files: Vec::new(), name: name.into(), text: text.into(), diagnostics: self.0 })
     }
 }
 
@@ -97,6 +98,7 @@ impl Diagnostics {
 /// It prints plain; [`Error::render`] can colour it for a terminal.
 #[derive(Clone)]
 pub struct Error {
+    files: Vec<PathBuf>,
     name: Box<str>,
     text: Box<str>,
     diagnostics: Vec<Diagnostic>,
@@ -106,10 +108,22 @@ impl Error {
     /// An error about a file that could not be looked into.
     pub(super) fn unreadable(name: &str, message: String) -> Self {
         Self {
+            files: Vec::new(),
             name: name.into(),
             text: "".into(),
             diagnostics: vec![Diagnostic { span: None, problem: message.into() }],
         }
+    }
+
+    pub(super) fn with_files(mut self, files: Vec<PathBuf>) -> Self {
+        self.files = files;
+        self
+    }
+
+    /// The files that the configuration names, as far as it was understood.
+    #[must_use]
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// How many things are wrong. Never 0.

@@ -63,6 +63,8 @@ section! {
         timeout: ServerTimeout, default = {};
         /// At shutdown, the time for requests in flight to end.
         grace: Wait, default = "30s";
+        /// How often this file and those it names are looked at for another content, which is then taken up; or "off".
+        watch: OrOff, default = "2s";
         /// Listeners with a name or with TLS.
         listener: Tables<Listener>, default = [];
     }

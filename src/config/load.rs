@@ -67,8 +67,9 @@ pub(super) fn parse_with(
         let root = Spanned::new(0..0, DeValue::Table(table.into_inner()));
         config = Root::decode(&root, &mut cx).map(|root| resolve::config(root, name, text, &mut cx));
     }
+    let files = cx.files;
     match (config, cx.found.into_error(name, text)) {
-        (_, Some(error)) => Err(error),
+        (_, Some(error)) => Err(error.with_files(files)),
         (Some(config), None) => Ok(config),
         (None, None) => Err(Error::unreadable(name, "the file could not be understood".into())),
     }

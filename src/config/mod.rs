@@ -60,6 +60,8 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// Which texts in here came from the environment or from files.
     pub secrets: Secrets,
+    /// The files that it names: certificates, keys, authorities and secrets.
+    pub files: Vec<PathBuf>,
 }
 
 /// The texts that came from the environment or from files. They are never printed.
@@ -112,6 +114,8 @@ pub struct Server {
     pub max_headers: usize,
     /// At shutdown: time for requests in flight to end.
     pub grace: Duration,
+    /// How often files are looked at for a change; none: never.
+    pub watch: Option<Duration>,
     /// `[stream]`
     pub stream: Stream,
 }

@@ -387,7 +387,9 @@ impl Decode for File {
             cx.found.error(&text.at, "the path is empty or has a NUL in it");
             return None;
         }
-        Some(Self(cx.base_dir.join(text.value)))
+        let path = cx.base_dir.join(text.value);
+        cx.files.push(path.clone());
+        Some(Self(path))
     }
 
     fn schema() -> Value {

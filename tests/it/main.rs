@@ -38,6 +38,7 @@ mod grpc;
 mod isolation;
 mod metrics;
 mod open;
+mod reload;
 mod sdk;
 mod self_test;
 mod serving;

@@ -8,12 +8,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::{FAILED, run};
+use crate::app::Setup;
 use crate::config;
+use crate::reload::SetLevel;
 
 /// Serves until interrupted.
 pub(super) fn run(listen: SocketAddr, admin: SocketAddr, out: &mut impl Write, errors: &mut impl Write) -> ExitCode {
-    run::log_events("info");
-    match start(listen, admin, out) {
+    let set_level = run::log_events("info");
+    match start(listen, admin, set_level, out) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(errors, "error: {error}");
@@ -25,13 +27,14 @@ pub(super) fn run(listen: SocketAddr, admin: SocketAddr, out: &mut impl Write, e
 fn start(
     listen: SocketAddr,
     admin: SocketAddr,
+    set_level: SetLevel,
     out: &mut impl Write,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let text = settings(listener.local_addr()?, listen, admin);
     let config = config::parse(&text, "demo", Path::new("."))?;
     listener.set_nonblocking(true)?;
-    run::serve(config, |app| {
+    run::serve(Setup { config, source: None, set_level }, |app| {
         upstream::spawn(listener);
         let address = |wanted: &str| {
             let found = app.addresses().into_iter().find(|(name, _)| (&**name == "admin") == (wanted == "admin"));

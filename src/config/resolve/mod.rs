@@ -50,7 +50,8 @@ pub(super) fn config(root: file::Root, name: &str, text: &str, cx: &mut Context<
     let log = Log { access: root.log.access, level: root.log.level.0 };
     let admin = admin.map(|listen| Admin { listen: listen.value });
     let secrets = Secrets::new(std::mem::take(&mut cx.secrets));
-    Config { server, log, admin, upstreams, routes, warnings, secrets }
+    let files = cx.files.clone();
+    Config { server, log, admin, upstreams, routes, warnings, secrets, files }
 }
 
 fn server(server: file::Server, stream: Stream, admin: Option<&Located<SocketAddr>>, cx: &mut Context<'_>) -> Server {
@@ -67,6 +68,7 @@ fn server(server: file::Server, stream: Stream, admin: Option<&Located<SocketAdd
         max_header_size: server.max_header_size.0,
         max_headers: count(server.max_headers.0).get(),
         grace: server.grace.0,
+        watch: server.watch.0,
         stream,
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -24,7 +25,7 @@ pub(crate) struct Proxy {
     stderr: Lines,
     stdout: Lines,
     listeners: Vec<(String, String)>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Proxy {
@@ -65,7 +66,7 @@ impl Proxy {
             .unwrap_or_else(|error| panic!("cannot start {PROGRAM}: {error}"));
         let stderr = Lines::collect(child.stderr.take().unwrap());
         let stdout = Lines::collect(child.stdout.take().unwrap());
-        let mut proxy = Self { child, stderr, stdout, listeners: Vec::new(), _dir: dir };
+        let mut proxy = Self { child, stderr, stdout, listeners: Vec::new(), dir };
         let end = Instant::now() + STARTS_WITHIN;
         loop {
             proxy.listeners = proxy.stderr.all().iter().filter_map(|line| listening(line)).collect();
@@ -88,6 +89,39 @@ impl Proxy {
         let found = self.listeners.iter().find(|(known, _)| known == name);
         let found = found.unwrap_or_else(|| panic!("no listener {name:?} among {:?}", self.listeners));
         found.1.parse().unwrap_or_else(|_| panic!("{} is a path", found.1))
+    }
+
+    /// Where its configuration file is.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.dir.path().join("headworks.toml")
+    }
+
+    /// Writes another configuration, completed like the first, and does not tell the proxy.
+    pub(crate) fn rewrite(&self, text: &str) {
+        let file = self.config_file();
+        let new = file.with_extension("new");
+        std::fs::write(&new, complete(text).0).unwrap();
+        std::fs::rename(new, file).unwrap();
+    }
+
+    /// Brings another configuration in force by SIGHUP and waits until it is.
+    pub(crate) async fn reload(&self, text: &str) {
+        let before = self.generation();
+        self.rewrite(text);
+        self.signal("HUP");
+        let applied = eventually(|| self.generation() > before, STARTS_WITHIN).await;
+        assert!(applied, "not in force:\n{text}\n{}", self.log());
+    }
+
+    /// How many configurations have been in force.
+    pub(crate) fn generation(&self) -> u64 {
+        self.metric("headworks_config_generation", &[]) as u64
+    }
+
+    /// Where the listener of this name was opened last.
+    pub(crate) fn opened(&self, name: &str) -> SocketAddr {
+        let opened = self.stderr.all().iter().rev().filter_map(|line| listening(line)).find(|(known, _)| known == name);
+        opened.unwrap_or_else(|| panic!("no listener {name:?}:\n{}", self.log())).1.parse().unwrap()
     }
 
     /// The first listener that is not the admin port.

@@ -1,8 +1,15 @@
 //! Builds the house from a configuration, serves until told to stop, drains. Owns everything.
+//!
+//! | file | does |
+//! |---|---|
+//! | `mod.rs` | [`App`]: build, run, drain |
+//! | `desk.rs` | what the operator can ask for on the admin port |
+
+mod desk;
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -12,21 +19,46 @@ use crate::access_log::{AccessLog, Format};
 use crate::admin::{self, Admin};
 use crate::config::{self, Config, ListenAddress};
 use crate::context::Connections;
-use crate::explain;
-use crate::live::Live;
 use crate::metrics::Registry;
+use crate::reload::{Handle, House, Parts, SetLevel, Trigger};
 use crate::server::{self, Entry, Listeners, Prepared, Server};
-use crate::snapshot::{Current, Snapshot};
-use crate::stack::Shared;
+use crate::snapshot::Current;
 use crate::tasks;
+use desk::Desk;
+
+/// What an app is built from.
+pub struct Setup {
+    /// What to serve.
+    pub config: Config,
+    /// Where that was read; none when it came from the command line, and cannot be read again.
+    pub source: Option<PathBuf>,
+    /// Sets the filter of the event log.
+    pub set_level: SetLevel,
+}
+
+impl fmt::Debug for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Setup").field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
+/// What the process is told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Drain, then end; the second time, end at once.
+    Stop,
+    /// Read the configuration anew.
+    Reload,
+}
 
 /// Everything is built and bound; nothing is served yet.
 #[derive(Debug)]
 pub struct App {
-    config: Config,
+    current: Current,
     server: Arc<Server>,
-    listeners: Listeners,
+    listeners: Arc<Listeners>,
     prepared: Prepared,
+    reload: Handle,
     admin: Option<admin::Bound>,
     ready: Arc<AtomicBool>,
     access_log: Option<AccessLog>,
@@ -55,7 +87,8 @@ impl StdError for StartError {}
 
 impl App {
     /// Builds all parts and binds all addresses.
-    pub async fn build(config: Config) -> Result<Self, StartError> {
+    pub async fn build(setup: Setup) -> Result<Self, StartError> {
+        let config = Arc::new(setup.config);
         let registry = Registry::new();
         let access_log = match config.log.access {
             config::AccessLog::Off => None,
@@ -63,44 +96,36 @@ impl App {
             config::AccessLog::Text => Some(Format::Text),
         };
         let access_log = access_log.map(|format| AccessLog::to_stdout(format, &registry));
-        let live = Live::new(registry.clone(), access_log.clone());
-        let plan = live.plan(&config).map_err(|(name, error)| StartError::new(format!("upstream {name}"), error))?;
-        let shared = Shared {
-            registry: registry.clone(),
-            records: plan.records().clone(),
-            upstreams: plan.upstreams(),
-            limiters: plan.limiters().clone(),
-        };
-        let doors = server::doors(&config.server.listeners)
-            .map_err(|(name, error)| StartError::new(format!("listener {name}"), error))?;
-        live.commit(&config, plan);
-        let current: Current = Arc::new(ArcSwap::from_pointee(Snapshot::new(&config, &shared, doors.clone(), 1)));
+        let house = House::new(registry.clone(), access_log.clone());
+        let built = house.build(&config).map_err(|error| StartError::new(error.what, error.cause))?;
+        let doors = built.doors.clone();
+        let current: Current = Arc::new(ArcSwap::from_pointee(house.furnish(&config, built, 1)));
         let connections = Arc::new(Connections::default());
         let entry = Arc::new(Entry {
-            current,
+            current: Arc::clone(&current),
             connections: Arc::clone(&connections),
             tasks: tasks::Group::default(),
             shutdown: server::Shutdown::default(),
         });
         let server = Arc::new(Server::new(entry, config.server.max_connections, registry.clone()));
-        let listeners = Listeners::new(Arc::clone(&server));
+        let listeners = Arc::new(Listeners::new(Arc::clone(&server)));
         let prepared = listeners
             .prepare(&doors)
             .map_err(|error| StartError::new(format!("cannot listen on {}", error.what), error.cause))?;
+        let (source, set_level) = (setup.source, setup.set_level);
+        let parts = Parts { source, house, server: Arc::clone(&server), listeners: Arc::clone(&listeners), set_level };
+        let reload = Handle::new(parts, Arc::clone(&current), &registry);
         let ready = Arc::new(AtomicBool::new(false));
-        let admin =
-            match &config.admin {
-                None => None,
-                Some(settings) => {
-                    let desk = Desk { ready: Arc::clone(&ready), stack: explain::all(&config) };
-                    let pages = Admin::new(registry, Arc::new(desk), connections);
-                    let bound = admin::bind(settings.listen, pages).await;
-                    Some(bound.map_err(|error| {
-                        StartError::new(format!("cannot listen on {} (admin)", settings.listen), error)
-                    })?)
-                }
-            };
-        Ok(Self { config, server, listeners, prepared, admin, ready, access_log })
+        let desk = Desk { ready: Arc::clone(&ready), current: Arc::clone(&current), reload: reload.clone() };
+        let admin = match &config.admin {
+            None => None,
+            Some(settings) => {
+                let bound = admin::bind(settings.listen, Admin::new(registry, Arc::new(desk), connections)).await;
+                let what = || format!("cannot listen on {} (admin)", settings.listen);
+                Some(bound.map_err(|error| StartError::new(what(), error))?)
+            }
+        };
+        Ok(Self { current, server, listeners, prepared, reload, admin, ready, access_log })
     }
 
     /// Where each listener is bound, by name; the admin port as `admin`.
@@ -111,19 +136,25 @@ impl App {
         addresses
     }
 
-    /// Serves until `stop` completes, then drains: not ready, no new connections, grace for what is in flight. `hurry`,
-    /// waited for only then, ends the grace.
-    pub async fn run<H: Future<Output = ()>>(self, stop: impl Future<Output = ()>, hurry: impl FnOnce() -> H) {
+    /// Serves and follows `orders` until one says to stop, then drains: not ready, no new connections, grace for what is
+    /// in flight. A second order to stop ends the grace.
+    pub async fn run(self, mut orders: impl AsyncFnMut() -> Order) {
         self.listeners.apply(self.prepared);
         if let Some(Ok(address)) = self.admin.as_ref().map(admin::Bound::address) {
             tracing::info!(listener = "admin", %address, "listening");
         }
         let admin = self.admin.map(|bound| tasks::spawn(bound.serve()));
+        let watch = tasks::spawn(self.reload.clone().watch());
         self.ready.store(true, Relaxed);
-        stop.await;
+        while orders().await == Order::Reload {
+            self.reload.reload(Trigger::Signal).await;
+        }
+        drop(watch);
         self.ready.store(false, Relaxed);
-        tracing::info!(grace = ?self.config.server.grace, "draining");
-        let cut = self.server.drain(self.config.server.grace, hurry()).await;
+        let grace = self.current.load().config.server.grace;
+        tracing::info!(?grace, "draining");
+        let hurry = async { while orders().await != Order::Stop {} };
+        let cut = self.server.drain(grace, hurry).await;
         if cut > 0 {
             tracing::warn!(cut, "connections, streams and tunnels were cut at the end of the grace time");
         }
@@ -132,21 +163,5 @@ impl App {
             log.close();
         }
         tracing::info!("stopped");
-    }
-}
-
-/// What the operator can ask of the app.
-struct Desk {
-    ready: Arc<AtomicBool>,
-    stack: String,
-}
-
-impl admin::Operator for Desk {
-    fn is_ready(&self) -> bool {
-        self.ready.load(Relaxed)
-    }
-
-    fn stack(&self) -> String {
-        self.stack.clone()
     }
 }
