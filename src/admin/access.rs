@@ -1,8 +1,9 @@
 //! Who may ask for what.
 //!
-//! Without a token the admin port listens on this machine only, and whoever is on it may ask. A browser on it may be
-//! led by a page from elsewhere; so `Host` must be an address or `localhost` (a name could be anybody's, and be made
-//! to point here), and what a browser says comes from another site is refused, as is a form.
+//! With a token, who shows it; but for the pages that are open. Without one the port can be reached from this machine
+//! only, and whoever is on it may ask: over a unix socket, whoever may open its file. A browser on it may be led by a
+//! page from elsewhere; so `Host` must be an address or `localhost` (a name could be anybody's, and be made to point
+//! here), and what a browser says comes from another site is refused, as is a form.
 
 use std::net::IpAddr;
 
@@ -10,27 +11,40 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN};
 use http::{HeaderMap, StatusCode};
 
 use super::operator::Denied;
+use crate::config::{self, ListenAddress, OpenPage, Token};
 use crate::context::{asked_authority, without_port};
 
 /// The rules of one admin port.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Access {
-    /// What must come as `Authorization: Bearer`.
-    pub(super) token: Option<Box<str>>,
+    token: Option<Token>,
+    open: Vec<OpenPage>,
+    /// Only who may open the socket's file comes here, and no browser.
+    is_unix: bool,
 }
 
 impl Access {
+    pub(super) fn new(settings: &config::Admin) -> Self {
+        let is_unix = matches!(settings.listen, ListenAddress::Unix(_));
+        Self { token: settings.token.clone(), open: settings.open.clone(), is_unix }
+    }
+
+    /// Whether whoever asks may see this page.
+    pub(super) fn is_open(&self, page: OpenPage) -> bool {
+        self.open.contains(&page)
+    }
+
     /// Says no, and why, to what may not be asked.
     pub(super) fn check<B>(&self, request: &http::Request<B>, is_write: bool) -> Result<(), Denied> {
         let headers = request.headers();
         if let Some(token) = &self.token {
-            return if bearer(headers).is_some_and(|shown| same(shown, token.as_bytes())) {
+            return if bearer(headers).is_some_and(|shown| same(shown, token.text().as_bytes())) {
                 from_elsewhere(headers, is_write)
             } else {
                 Err(Denied::new(StatusCode::UNAUTHORIZED, "a token is needed: `Authorization: Bearer TOKEN`"))
             };
         }
-        if !is_own_name(without_port(asked_authority(request.uri(), headers))) {
+        if !self.is_unix && !is_own_name(without_port(asked_authority(request.uri(), headers))) {
             return Err(forbidden("without a token, Host must be an address or `localhost`"));
         }
         from_elsewhere(headers, is_write)
@@ -82,6 +96,13 @@ fn same(shown: &[u8], token: &[u8]) -> bool {
 mod tests {
     use super::*;
     use http::Request;
+    use std::path::Path;
+
+    fn access(admin: &str) -> Access {
+        let text = format!("[[route]]\nrespond = {{}}\n[admin]\n{admin}\n");
+        let config = config::parse(&text, "x.toml", Path::new("")).expect("a configuration");
+        Access::new(&config.admin.expect("an admin port"))
+    }
 
     fn status(access: &Access, is_write: bool, fields: &[(&str, &str)]) -> u16 {
         let request = fields.iter().fold(Request::builder().uri("/reload"), |r, (name, value)| r.header(*name, *value));
@@ -91,7 +112,7 @@ mod tests {
 
     #[test]
     fn without_a_token_only_this_machine_itself_may_ask() {
-        let open = Access::default();
+        let open = access("");
         for host in ["127.0.0.1:9901", "[::1]:9901", "localhost:9901", "LOCALHOST", "10.0.0.1"] {
             assert_eq!(status(&open, true, &[("host", host)]), 200, "{host}");
         }
@@ -103,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_browser_may_not_be_led_here() {
-        let open = Access::default();
+        let open = access("");
         let with = |write, name, value| status(&open, write, &[("host", "127.0.0.1:9901"), (name, value)]);
         assert_eq!(with(false, "sec-fetch-site", "cross-site"), 403);
         assert_eq!(with(false, "sec-fetch-site", "same-site"), 403);
@@ -117,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_token_opens_from_anywhere_and_nothing_else_does() {
-        let access = Access { token: Some("0123456789abcdef".into()) };
+        let access = access("listen = '0.0.0.0:9901'\ntoken = '0123456789abcdef'");
         let with = |value| status(&access, true, &[("host", "admin.example"), ("authorization", value)]);
         assert_eq!(with("Bearer 0123456789abcdef"), 200);
         assert_eq!(with("bearer 0123456789abcdef"), 200);
@@ -128,5 +149,22 @@ mod tests {
         assert_eq!(status(&access, false, &[("host", "127.0.0.1")]), 401);
         let twice = [("authorization", "Bearer 0123456789abcdef"), ("authorization", "Bearer x")];
         assert_eq!(status(&access, true, &twice), 401);
+    }
+
+    #[test]
+    fn over_a_unix_socket_any_name_will_do() {
+        let unix = access("listen = 'unix:/run/x.sock'");
+        assert_eq!(status(&unix, true, &[("host", "headworks")]), 200);
+        let unix = access("listen = 'unix:/run/x.sock'\ntoken = '0123456789abcdef'");
+        assert_eq!(status(&unix, true, &[("host", "headworks")]), 401, "a token that is set is asked for");
+    }
+
+    #[test]
+    fn pages_are_open_as_the_file_says() {
+        let open =
+            |access: &Access| [OpenPage::Live, OpenPage::Ready, OpenPage::Metrics].map(|page| access.is_open(page));
+        assert_eq!(open(&access("")), [true, true, false]);
+        assert_eq!(open(&access("open = []")), [false; 3]);
+        assert_eq!(open(&access("open = '/metrics'")), [false, false, true]);
     }
 }

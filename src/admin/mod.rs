@@ -33,6 +33,7 @@ pub use reply::{Reply, Rows};
 pub use serve::{Bound, bind};
 
 use crate::body::Body;
+use crate::config;
 use crate::context::{Connections, Response};
 use crate::metrics::Registry;
 use access::Access;
@@ -51,8 +52,13 @@ pub struct Admin {
 impl Admin {
     /// Shows what `registry` counts and what `connections` are open, and does what `operator` can.
     #[must_use]
-    pub fn new(registry: Registry, operator: Arc<dyn Operator>, connections: Arc<Connections>) -> Self {
-        Self { registry, operator, connections, access: Access::default() }
+    pub fn new(
+        settings: &config::Admin,
+        registry: Registry,
+        operator: Arc<dyn Operator>,
+        connections: Arc<Connections>,
+    ) -> Self {
+        Self { registry, operator, connections, access: Access::new(settings) }
     }
 
     /// Answers a request. A body is refused unread: no verb takes one.
@@ -72,8 +78,7 @@ impl Admin {
             Err(Unknown::Method(allowed)) => return refuse_method(&allowed, form),
         };
         let is_write = !matches!(*request.method(), Method::GET | Method::HEAD);
-        // One word, which a probe must get whatever name it uses.
-        let is_open = matches!(verb, Verb::Live | Verb::Ready);
+        let is_open = verb.page().is_some_and(|page| self.access.is_open(page));
         if let Err(denied) = if is_open { Ok(()) } else { self.access.check(request, is_write) } {
             return refuse(denied, form);
         }

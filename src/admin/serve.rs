@@ -7,16 +7,17 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Admin;
+use crate::config::{self, ListenAddress};
+use crate::server::{Listening, Socket};
 use crate::tasks::{self, Task};
 
 /// Connections at most. Scrapers and people need few.
@@ -28,19 +29,19 @@ const HEAD: usize = 16 * 1024;
 
 /// The admin port, bound and not yet served.
 pub struct Bound {
-    listener: TcpListener,
+    listener: Listening,
     pages: Arc<Admin>,
 }
 
 /// Opens the admin port.
-pub async fn bind(address: SocketAddr, pages: Admin) -> io::Result<Bound> {
-    Ok(Bound { listener: TcpListener::bind(address).await?, pages: Arc::new(pages) })
+pub fn bind(settings: &config::Admin, pages: Admin) -> io::Result<Bound> {
+    Ok(Bound { listener: Listening::at(&settings.listen, settings.mode)?, pages: Arc::new(pages) })
 }
 
 impl Bound {
     /// Where it listens.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    pub fn address(&self) -> io::Result<ListenAddress> {
+        self.listener.address()
     }
 
     /// Serves for as long as the future is kept.
@@ -48,7 +49,8 @@ impl Bound {
         let mut places = Places::default();
         loop {
             match self.listener.accept().await {
-                Ok((socket, _)) => places.give(tasks::spawn(connection(socket, Arc::clone(&self.pages)))),
+                Ok(Socket::Tcp(socket, _)) => places.give(tasks::spawn(connection(socket, Arc::clone(&self.pages)))),
+                Ok(Socket::Unix(socket)) => places.give(tasks::spawn(connection(socket, Arc::clone(&self.pages)))),
                 Err(error) => {
                     tracing::warn!(listener = "admin", %error, "cannot accept");
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -58,7 +60,7 @@ impl Bound {
     }
 }
 
-async fn connection(socket: TcpStream, pages: Arc<Admin>) {
+async fn connection(socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, pages: Arc<Admin>) {
     let service = service_fn(move |request| {
         let pages = Arc::clone(&pages);
         async move { Ok::<_, Infallible>(pages.handle(&request).await) }

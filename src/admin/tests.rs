@@ -1,6 +1,7 @@
 use super::*;
 use http::header::CONTENT_TYPE;
 use http_body_util::{BodyExt as _, Empty, Full};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 #[derive(Default)]
@@ -26,7 +27,9 @@ impl Operator for Desk {
 fn admin(ready: bool) -> Admin {
     let registry = Registry::new();
     registry.counter("headworks_requests_total", "Requests.", &[]).inc();
-    Admin::new(registry, Arc::new(Desk { ready: AtomicBool::new(ready) }), Arc::default())
+    let config = config::parse("[[route]]\nrespond = {}\n[admin]\n", "x.toml", Path::new("")).expect("a configuration");
+    let settings = config.admin.expect("an admin port");
+    Admin::new(&settings, registry, Arc::new(Desk { ready: AtomicBool::new(ready) }), Arc::default())
 }
 
 async fn ask(admin: &Admin, method: Method, path: &str) -> (u16, http::HeaderMap, String) {

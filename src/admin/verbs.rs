@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use http::Method;
 
+use crate::config::OpenPage;
+
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verb {
@@ -21,6 +23,18 @@ pub(super) enum Verb {
     EndConnection,
     Streams,
     CancelStream,
+}
+
+impl Verb {
+    /// The page that may be left open.
+    pub(super) fn page(self) -> Option<OpenPage> {
+        match self {
+            Self::Live => Some(OpenPage::Live),
+            Self::Ready => Some(OpenPage::Ready),
+            Self::Metrics => Some(OpenPage::Metrics),
+            _ => None,
+        }
+    }
 }
 
 /// A row of the index. A word in capitals stands for anything; the last one in a path also for several segments, so

@@ -87,7 +87,7 @@ impl StdError for StartError {}
 
 impl App {
     /// Builds all parts and binds all addresses.
-    pub async fn build(setup: Setup) -> Result<Self, StartError> {
+    pub fn build(setup: Setup) -> Result<Self, StartError> {
         let config = Arc::new(setup.config);
         let registry = Registry::new();
         let access_log = match config.log.access {
@@ -120,7 +120,8 @@ impl App {
         let admin = match &config.admin {
             None => None,
             Some(settings) => {
-                let bound = admin::bind(settings.listen, Admin::new(registry, Arc::new(desk), connections)).await;
+                let pages = Admin::new(settings, registry, Arc::new(desk), connections);
+                let bound = admin::bind(settings, pages);
                 let what = || format!("cannot listen on {} (admin)", settings.listen);
                 Some(bound.map_err(|error| StartError::new(what(), error))?)
             }
@@ -132,7 +133,7 @@ impl App {
     #[must_use]
     pub fn addresses(&self) -> Vec<(Arc<str>, ListenAddress)> {
         let mut addresses = self.prepared.addresses();
-        addresses.extend(self.admin.iter().filter_map(|bound| Some(("admin".into(), bound.address().ok()?.into()))));
+        addresses.extend(self.admin.iter().filter_map(|bound| Some(("admin".into(), bound.address().ok()?))));
         addresses
     }
 

@@ -79,11 +79,16 @@ enum Command {
         admin: SocketAddr,
     },
     /// Ask a running proxy whether it lives; exit code 0 if it does (for container health checks)
-    #[command(after_help = "Example:\n  headworks health --admin 127.0.0.1:9901")]
+    #[command(after_help = "Examples:\n  headworks health --admin 127.0.0.1:9901\n  \
+                            headworks health --admin unix:/run/hw-admin.sock\n  \
+                            headworks health --config /etc/headworks.toml")]
     Health {
-        /// Address of the admin port
-        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9901")]
-        admin: SocketAddr,
+        /// Address of the admin port, or `unix:` and the path of its socket
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9901", value_parser = health::Target::parse)]
+        admin: health::Target,
+        /// Ask the admin port that this configuration file names, with its token
+        #[arg(long, value_name = "FILE", conflicts_with = "admin")]
+        config: Option<PathBuf>,
     },
 }
 
@@ -105,7 +110,10 @@ pub fn main() -> ExitCode {
             Err(error) => write!(errors, "{}", error.render(is_coloured())).map(|()| USAGE),
         },
         (Some(Command::Schema), _) => schema::run(&mut out),
-        (Some(Command::Health { admin }), _) => return health::run(admin, &mut errors),
+        (Some(Command::Health { admin, config }), _) => {
+            let target = config.map_or(Ok(admin), |file| health::Target::of_file(&file, &mut errors));
+            return target.map_or_else(|code| code, |target| health::run(&target, &mut errors));
+        }
         (Some(Command::Demo { listen, admin }), _) => return demo::run(listen, admin, &mut out, &mut errors),
         (Some(Command::Run(file)), _) => {
             return run::run(config::load(&file.config), Some(file.config), &mut errors);

@@ -41,7 +41,7 @@ pub(super) fn serve(setup: Setup, started: impl FnOnce(&App)) -> Result<(), Box<
     let runtime = runtime(setup.config.server.threads)?;
     let served = runtime.block_on(async {
         let mut signals = Signals::new()?;
-        let app = App::build(setup).await?;
+        let app = App::build(setup)?;
         started(&app);
         app.run(async || signals.next().await).await;
         Ok(())

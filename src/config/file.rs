@@ -1,9 +1,8 @@
 //! The shape of the file: every table, key, type and default.
 
-use std::net::SocketAddr;
-
 use http::{HeaderName, Method};
 
+use super::admin::{OpenPage, Token};
 use super::listen::{ListenAddress, Mode, Peers};
 use super::section::section;
 use super::values::{
@@ -112,8 +111,14 @@ section! {
 
     /// The port for metrics and health.
     Admin "[admin]" {
-        /// Where to listen; keep it away from clients.
-        listen: Located<SocketAddr>, default = "127.0.0.1:9901";
+        /// Where to listen: an address, which needs a `token` if it is not this machine's own, or "unix:" and a path.
+        listen: Located<ListenAddress>, default = "127.0.0.1:9901";
+        /// The permissions of a unix socket; "0600" when absent.
+        mode: Located<Mode>, optional;
+        /// What must come as `Authorization: Bearer`; absent, whoever reaches the port may ask.
+        token: Tried<Token>, optional;
+        /// Pages that answer without the token: "/live", "/ready", "/metrics".
+        open: Many<OpenPage>, default = ["/live", "/ready"];
     }
 
     /// How much one stream may hold, and how long its reader may stall.

@@ -8,10 +8,12 @@
 //! | `section.rs` | the macro behind `file.rs`: decoding, JSON Schema and list of keys from one declaration |
 //! | `decode.rs` | what a decoder is; strings by `{ env = ... }` and `{ file = ... }` |
 //! | `values.rs` `net.rs` `listen.rs` `web.rs` | the types of values: numbers and lists, addresses, what is about HTTP |
+//! | `admin.rs` | what is written about the admin port |
 //! | `units.rs` | durations, sizes and rates, read and printed |
 //! | `resolve/` | from the shape to [`Config`]: names, and what must fit together |
 //! | `error.rs` `suggest.rs` | the report: all errors, each in its place, with what was probably meant |
 
+mod admin;
 mod decode;
 mod error;
 mod file;
@@ -25,6 +27,7 @@ mod units;
 mod values;
 mod web;
 
+pub use self::admin::{OpenPage, Token};
 pub use self::error::Error;
 pub use self::listen::{ListenAddress, Peers};
 pub use self::load::{from_upstream, keys, load, parse, schema};
@@ -32,7 +35,6 @@ pub use self::suggest::nearest;
 pub use self::units::{show_duration, show_rate, show_size};
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -180,7 +182,13 @@ pub enum AccessLog {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
     /// Where to listen.
-    pub listen: SocketAddr,
+    pub listen: ListenAddress,
+    /// The permissions of a unix socket.
+    pub mode: u32,
+    /// What must be shown; none only where no other machine can come.
+    pub token: Option<Token>,
+    /// Pages that need no token.
+    pub open: Vec<OpenPage>,
 }
 
 /// `[[route]]`

@@ -12,6 +12,7 @@ use super::decode::Decode;
 use super::*;
 use crate::layers::rate_limit::Key;
 use crate::upstream::{Address, HostPolicy, Limit, Pool, Protocol, Queue, Scheme, Timeouts, Tls};
+use std::net::SocketAddr;
 
 const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
 

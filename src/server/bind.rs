@@ -18,7 +18,7 @@ const BACKLOG: u32 = 1024;
 
 /// A listening socket.
 #[derive(Debug)]
-pub(super) enum Listening {
+pub(crate) enum Listening {
     Tcp(TcpListener),
     Unix(UnixListener, SocketFile),
 }
@@ -26,7 +26,12 @@ pub(super) enum Listening {
 impl Listening {
     /// Opens what the settings say.
     pub(super) fn open(settings: &config::Listener) -> io::Result<Self> {
-        match &settings.address {
+        Self::at(&settings.address, settings.mode)
+    }
+
+    /// Listens at an address; `mode` is for a unix socket.
+    pub(crate) fn at(address: &ListenAddress, mode: u32) -> io::Result<Self> {
+        match address {
             ListenAddress::Tcp(address) => {
                 let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
                 socket.set_reuseaddr(true)?;
@@ -34,14 +39,14 @@ impl Listening {
                 socket.listen(BACKLOG).map(Self::Tcp)
             }
             ListenAddress::Unix(path) => {
-                let listener = open_unix(path, settings.mode)?;
+                let listener = open_unix(path, mode)?;
                 Ok(Self::Unix(listener, SocketFile::of(path)?))
             }
         }
     }
 
     /// Waits for a client.
-    pub(super) async fn accept(&self) -> io::Result<Socket> {
+    pub(crate) async fn accept(&self) -> io::Result<Socket> {
         match self {
             Self::Tcp(listener) => listener.accept().await.map(|(socket, peer)| Socket::Tcp(socket, peer)),
             Self::Unix(listener, _) => listener.accept().await.map(|(socket, _)| Socket::Unix(socket)),
@@ -49,7 +54,7 @@ impl Listening {
     }
 
     /// Where it listens; tells the port that the system chose for port 0.
-    pub(super) fn address(&self) -> io::Result<ListenAddress> {
+    pub(crate) fn address(&self) -> io::Result<ListenAddress> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(ListenAddress::Tcp),
             Self::Unix(_, file) => Ok(ListenAddress::Unix(file.path.clone())),
@@ -104,7 +109,7 @@ fn is_stale(path: &Path) -> io::Result<bool> {
 }
 
 /// The file of a unix socket, removed when its listener goes, unless somebody else has put theirs in its place.
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     id: (u64, u64),
     ours: AtomicBool,

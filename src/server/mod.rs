@@ -42,8 +42,10 @@ mod switch;
 mod tls;
 mod writer;
 
+pub(crate) use bind::Listening;
 pub use entry::Entry;
 pub use listener::Server;
 pub use listeners::{BindError, Listeners, Prepared};
 pub use shutdown::Shutdown;
+pub(crate) use socket::Socket;
 pub use tls::doors;

@@ -14,7 +14,7 @@ use crate::snapshot::Limits;
 
 /// A client's socket.
 #[derive(Debug)]
-pub(super) enum Socket {
+pub(crate) enum Socket {
     /// With its peer's address: asked for later it may be gone, and a peer without one is taken for a local one.
     Tcp(TcpStream, SocketAddr),
     Unix(UnixStream),

@@ -17,7 +17,7 @@ const MODE: u32 = 0o660;
 pub(super) fn listeners(
     short: Option<Many<Located<ListenAddress>>>,
     long: Many<file::Listener>,
-    admin: Option<&Located<SocketAddr>>,
+    admin: Option<&Located<ListenAddress>>,
     cx: &mut Context<'_>,
 ) -> Vec<Listener> {
     let nothing_said = short.is_none() && long.items.is_empty() && long.whole;
@@ -34,7 +34,7 @@ pub(super) fn listeners(
         listeners.extend(one(listener, &mut unique, cx));
     }
     if let Some(admin) = admin {
-        unique.address(&admin.value.into(), &admin.at, cx);
+        unique.address(&admin.value, &admin.at, cx);
     }
     if nothing_said {
         listeners.push(plain("listen-1".into(), SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)).into()));

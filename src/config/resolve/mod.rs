@@ -1,17 +1,17 @@
 //! From the shape of the file to [`Config`]: defaults, names, and what must fit together.
 
+mod admin;
 mod listener;
 mod route;
 mod upstream;
 
-use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use super::decode::Context;
 use super::error::{Span, quote, remark};
 use super::file;
 use super::values::{Located, Name, Size};
-use super::{Admin, Config, ListenAddress, Log, Secrets, Server, Stream};
+use super::{Config, ListenAddress, Log, Secrets, Server, Stream};
 use crate::body::UploadBounds;
 
 /// Everything together. It is only good when the context holds no error.
@@ -25,8 +25,8 @@ pub(super) fn config(root: file::Root, name: &str, text: &str, cx: &mut Context<
             rate: root.stream.upload_rate.0.and_then(bytes_a_second),
         },
     };
-    let admin = root.admin.map(|admin| admin.listen);
-    let server = server(root.server, stream, admin.as_ref(), cx);
+    let admin_at = root.admin.as_ref().map(|admin| admin.listen.clone());
+    let server = server(root.server, stream, admin_at.as_ref(), cx);
 
     let names: Vec<Located<Name>> = root.upstream.items.iter().map(|(name, _)| name.clone()).collect();
     let upstreams: Vec<_> = root
@@ -48,13 +48,18 @@ pub(super) fn config(root: file::Root, name: &str, text: &str, cx: &mut Context<
         .map(|at| remark(name, text, &at.at, &format!("no route leads to the upstream {}", quote(&at.value.0))))
         .collect();
     let log = Log { access: root.log.access, level: root.log.level.0 };
-    let admin = admin.map(|listen| Admin { listen: listen.value });
+    let admin = root.admin.map(|table| admin::admin(table, cx));
     let secrets = Secrets::new(std::mem::take(&mut cx.secrets));
     let files = cx.files.clone();
     Config { server, log, admin, upstreams, routes, warnings, secrets, files }
 }
 
-fn server(server: file::Server, stream: Stream, admin: Option<&Located<SocketAddr>>, cx: &mut Context<'_>) -> Server {
+fn server(
+    server: file::Server,
+    stream: Stream,
+    admin: Option<&Located<ListenAddress>>,
+    cx: &mut Context<'_>,
+) -> Server {
     Server {
         listeners: listener::listeners(server.listen, server.listener.0, admin, cx),
         threads: server.threads.0.map(|threads| count(threads.0).get()),
