@@ -104,6 +104,10 @@ reasons! {
     ClientGone        = 499, "client_gone",        "http_request_error",          Aborted, false, "The client closed the connection.";
     /// The client took nothing for `stall_timeout`.
     ClientStalled     = 499, "client_stalled",     "connection_write_timeout",    Aborted, false, "The client read nothing for too long.";
+    /// The client threw away more begun work than `server.cancel_budget` allows.
+    CancelBudget      = 429, "cancel_budget",      "http_request_denied",         Aborted, false, "Too many requests were cancelled.";
+    /// The client sent too many HTTP/2 frames that carry nothing.
+    ClientFlood       = 429, "client_flood",       "http_request_denied",         Aborted, false, "Too many frames that carry nothing.";
     /// The client's request body broke off.
     RequestIncomplete = 400, "request_incomplete", "http_request_error",          Aborted, false, "The request body ended early.";
     /// The client's request body can be read in more than one way, or in none.

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -114,6 +115,8 @@ pub struct Limits {
     pub max_age: Option<Duration>,
     /// How many requests it may bring.
     pub max_requests: Option<u64>,
+    /// Cancelled requests that it may bring at once.
+    pub cancel_budget: NonZeroU32,
     /// h2 streams at most.
     pub max_streams: u32,
     /// Bytes of a request head at most.
@@ -138,6 +141,7 @@ impl Limits {
             idle_timeout: server.idle_timeout,
             max_age: server.max_age,
             max_requests: server.max_requests,
+            cancel_budget: server.cancel_budget,
             max_streams: server.max_streams,
             max_header_size: server.max_header_size,
             max_headers: server.max_headers,

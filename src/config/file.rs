@@ -50,6 +50,8 @@ section! {
         max_connections: Count, default = 10000;
         /// Requests at most on one client connection, which then ends politely; absent, any number.
         max_requests: Count, optional;
+        /// HTTP/2 requests that one connection may cancel at once; more come back with answers taken, and with time.
+        cancel_budget: Count, default = 100;
         /// HTTP/2 streams at most on one client connection.
         max_streams: Number<1, 100_000>, default = 128;
         /// Bytes of a request head at most.

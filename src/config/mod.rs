@@ -35,6 +35,7 @@ pub use self::suggest::nearest;
 pub use self::units::{show_duration, show_rate, show_size};
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,6 +109,8 @@ pub struct Server {
     pub max_age: Option<Duration>,
     /// Requests on one client connection at most.
     pub max_requests: Option<u64>,
+    /// Requests that one client connection may cancel at once.
+    pub cancel_budget: NonZeroU32,
     /// h2 streams on one client connection at most.
     pub max_streams: u32,
     /// Bytes of a request head at most.

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::connection::Session;
+use super::endings::Endings;
 use super::entry::Entry;
 use super::listeners::Bound;
 use super::places::Place;
@@ -30,6 +31,7 @@ pub(super) struct Arrivals {
     open: Gauge,
     accepted: Counter,
     refused: [Counter; Refusal::ALL.len()],
+    endings: Arc<Endings>,
 }
 
 /// Why a connection is closed before anything of its client was served.
@@ -63,7 +65,7 @@ struct Arrival {
 }
 
 impl Arrivals {
-    pub(super) fn new(entry: Arc<Entry>, bound: Bound, registry: &Registry) -> Self {
+    pub(super) fn new(entry: Arc<Entry>, bound: Bound, endings: Arc<Endings>, registry: &Registry) -> Self {
         let listener = ("listener", bound.name());
         let help = "Client connections closed before anything was served.";
         let refused = Refusal::ALL.map(|refusal| {
@@ -71,7 +73,7 @@ impl Arrivals {
         });
         let open = registry.gauge("headworks_connections", "Client connections that are open.", &[listener]);
         let accepted = registry.counter("headworks_connections_total", "Client connections accepted.", &[listener]);
-        Self { entry, bound, open, accepted, refused }
+        Self { entry, bound, open, accepted, refused, endings }
     }
 
     pub(super) fn bound(&self) -> &Bound {
@@ -131,6 +133,7 @@ impl Arrivals {
             entry: Arc::clone(&self.entry),
             shutdown: self.bound.shutdown.clone(),
             limits,
+            endings: Arc::clone(&self.endings),
             connection: self.entry.connections.open(connection),
             socket: Arc::new(socket),
             seen,

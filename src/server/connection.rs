@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::header::CONNECTION;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -17,19 +18,22 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::deadlines::Deadlines;
+use super::endings::Endings;
 use super::entry::Entry;
+use super::frames::{FrameGate, Frames};
 use super::http1::{Bounds, GateIo};
 use super::io::GuardedIo;
 use super::plain::is_too_large;
 use super::shutdown::Shutdown;
 use super::socket::Socket;
-use super::stream_task::{Paced, StreamExecutor};
+use super::stream_task::{Paced, StreamExecutor, second_look};
 use super::writer::Writer;
 use crate::context::{Connection, Protocol};
 use crate::error::Reason;
 use crate::snapshot::Limits;
-use crate::upstream::CONNECTION_WINDOW;
 
+/// The largest that HTTP/2 knows is twice that.
+const LARGEST_WINDOW: u32 = 1 << 30;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a connection to its end.
@@ -38,6 +42,7 @@ pub(super) struct Session {
     /// Its listener's.
     pub(super) shutdown: Shutdown,
     pub(super) limits: Limits,
+    pub(super) endings: Arc<Endings>,
     pub(super) connection: Arc<Connection>,
     pub(super) socket: Arc<Socket>,
     /// What has been read already.
@@ -116,44 +121,63 @@ impl Session {
             .header_read_timeout(None) // also cuts idle connections; `Deadlines` tells the two apart
             .serve_connection(TokioIo::new(io), service)
             .with_upgrades();
-        self.drive(connection, self.deadlines(self.limits.header_timeout, None)).await;
+        self.drive(connection, self.deadlines(None), None).await;
     }
 
     async fn serve_h2(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let bounds = self.bounds();
         let (entry, connection) = (Arc::clone(&self.entry), Arc::clone(&self.connection));
         connection.speaks(Protocol::Http2);
-        let executor = StreamExecutor::new(self.entry.tasks.clone());
-        let streams = executor.clone();
-        let service = service_fn(move |mut request| {
+        let frames = Frames::new(Arc::clone(&self.connection), self.limits.cancel_budget);
+        let executor = StreamExecutor::new(self.entry.tasks.clone(), Arc::clone(&frames));
+        let (streams, watched) = (executor.clone(), Arc::clone(&frames));
+        let service = service_fn(move |mut request: http::Request<Incoming>| {
             let context = entry.begin(&connection, &request);
-            let pace = streams.announce(context.clone(), Writer::of(&mut request));
+            let trace = streams.announce(context.clone(), Writer::of(&mut request));
+            let (is_spent, is_connect) = (watched.is_spent(), request.method() == Method::CONNECT);
             let refused = is_too_large(request.uri(), request.headers(), bounds).then_some(Reason::HeaderTooLarge);
             let answer = Arc::clone(&entry).answer(context, request, refused);
-            async move { Ok::<_, Infallible>(answer.await.map(|body| Paced::new(body, pace))) }
+            async move {
+                second_look().await;
+                if is_spent {
+                    return std::future::pending().await; // until the connection goes
+                }
+                let answer = answer.await;
+                if is_connect {
+                    trace.answer(); // a tunnel has its own end
+                }
+                Ok::<_, Infallible>(answer.map(|body| Paced::new(body, trace)))
+            }
         });
-        let buffer = u32::try_from(self.limits.buffer).unwrap_or(u32::MAX);
+        let stream_window = u32::try_from(self.limits.buffer).unwrap_or(u32::MAX).clamp(64 * 1024 - 1, LARGEST_WINDOW);
+        // Room for all streams at their bound and as much again, so that none waits for another. Not more: h2 allows
+        // unread frames of a few bytes, which cost far more than they hold, in proportion to this window.
+        let window = stream_window.saturating_mul(self.limits.max_streams.saturating_mul(2)).min(LARGEST_WINDOW);
+        let resets = usize::try_from(self.limits.cancel_budget.get()).unwrap_or(usize::MAX);
         // What is a little too large is refused by us, with a reason; the rest h2 answers without reading it.
         let head = u32::try_from(bounds.bytes.saturating_mul(2)).unwrap_or(u32::MAX);
         let connection = http2::Builder::new(executor)
             .timer(TokioTimer::new())
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .initial_stream_window_size(buffer.max(64 * 1024 - 1))
+            .initial_connection_window_size(window)
+            .initial_stream_window_size(stream_window)
             .max_send_buf_size(self.limits.buffer)
             .max_concurrent_streams(self.limits.max_streams)
             .enable_connect_protocol()
             .max_header_list_size(head)
+            // Streams that were reset before they were looked at are paid for like others, once they are.
+            .max_pending_accept_reset_streams(resets)
+            // Over the whole life of the connection.
+            .max_local_error_reset_streams(1024)
             .keep_alive_interval(Duration::from_secs(30))
             // A client that reads nothing answers no ping either; how long it may do so is the routes' matter.
             .keep_alive_timeout(self.limits.longest_stall.max(Duration::from_secs(20)))
-            .serve_connection(TokioIo::new(io), service);
-        // Frames that are no request come at any time, so bytes do not mean that a head has begun.
-        self.drive(connection, self.deadlines(Duration::MAX, Some(self.limits.header_timeout))).await;
+            .serve_connection(TokioIo::new(FrameGate::new(io, Arc::clone(&frames))), service);
+        self.drive(connection, self.deadlines(Some(self.limits.header_timeout)), Some(&frames)).await;
     }
 
-    fn deadlines(&self, head: Duration, first: Option<Duration>) -> Deadlines {
+    fn deadlines(&self, first: Option<Duration>) -> Deadlines {
         let old_at = self.limits.max_age.map(|age| self.connection.opened_at() + Deadlines::spread(age));
-        Deadlines { head, first, idle: self.limits.idle_timeout, old_at }
+        Deadlines { head: self.limits.header_timeout, first, idle: self.limits.idle_timeout, old_at }
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
+use super::frames::Frames;
 use crate::context::Connection;
 use crate::entropy;
 
@@ -51,14 +52,15 @@ impl Deadlines {
     }
 
     /// Ends when something is overdue.
-    pub(super) async fn pass(self, connection: &Connection) -> Overdue {
+    pub(super) async fn pass(self, connection: &Connection, frames: Option<&Frames>) -> Overdue {
         loop {
             let facts = Facts {
                 opened_at: connection.opened_at(),
                 active: connection.active(),
                 requests: connection.requests(),
                 idle_since: connection.idle_since(),
-                head_since: connection.head_since(),
+                // On HTTP/2 bytes come at any time, and only the frames tell whether a head has begun.
+                head_since: frames.map_or_else(|| connection.head_since(), Frames::head_since),
             };
             match self.look(facts, Instant::now()) {
                 Ok(next) => sleep_until(next).await,

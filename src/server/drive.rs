@@ -11,6 +11,8 @@ use tokio::time::timeout;
 
 use super::connection::Session;
 use super::deadlines::{Deadlines, Overdue};
+use super::endings::Ending;
+use super::frames::Frames;
 use super::io::gone;
 use crate::context::Connection;
 use crate::error::Reason;
@@ -20,39 +22,61 @@ const GOODBYE: Duration = Duration::from_secs(1);
 
 impl Session {
     /// Drives hyper's connection until it ends or must.
-    pub(super) async fn drive<C: Drive>(&self, connection: C, deadlines: Deadlines) {
+    pub(super) async fn drive<C: Drive>(&self, connection: C, deadlines: Deadlines, frames: Option<&Frames>) {
         let mut connection = std::pin::pin!(connection);
         let mut client = Client {
-            overdue: Some(Box::pin(deadlines.pass(&self.connection))),
+            overdue: Some(Box::pin(deadlines.pass(&self.connection, frames))),
             gone: Box::pin(gone(&self.socket)),
             has_gone: false,
+            heads_are_held: C::HEADS_ARE_HELD,
         };
-        let shutdown = &self.shutdown;
-        let mut until = self.serve_until(connection.as_mut(), &mut client, shutdown.drain.cancelled()).await;
-        if C::HEADS_ARE_HELD && !matches!(until, Until::Over) && self.head_is_under_way() {
-            until = self.finish_head(connection.as_mut(), &mut client, deadlines.head).await;
-        }
-        if !matches!(until, Until::Over) {
-            // Told of the end, the client knows that a request which crosses it was not read.
-            connection.as_mut().graceful_shutdown();
-            let mut goodbye =
-                std::pin::pin!(self.serve_until(connection.as_mut(), &mut client, shutdown.cut.cancelled()));
-            until = loop {
-                let quiet_since = self.connection.idle_since();
-                if let Ok(until) = timeout(GOODBYE, goodbye.as_mut()).await {
-                    break until;
-                }
-                // One that crossed and was read all the same is served, as is all that was under way.
-                if self.connection.active() == 0 && self.connection.idle_since() == quiet_since {
-                    break Until::Over;
-                }
-            };
-            if let Until::Signal = until {
-                self.connection.mark_cut(Reason::Drained);
+        let mut until = self.serve_until(connection.as_mut(), &mut client, self.shutdown.drain.cancelled()).await;
+        if let Until::Quiet(ending) = until {
+            client.overdue = None;
+            if C::HEADS_ARE_HELD && self.head_is_under_way() {
+                until = self.finish_head(connection.as_mut(), &mut client, deadlines.head, ending).await;
             }
         }
-        if self.connection.cut().is_some() {
+        let ending = match until {
+            Until::Over(ending) => ending,
+            Until::Quiet(ending) => {
+                // Told of the end, the client knows that a request which crosses it was not read.
+                connection.as_mut().graceful_shutdown();
+                self.say_goodbye(connection, &mut client, ending).await
+            }
+        };
+        self.endings.count(ending);
+        if let Some(frames) = frames {
+            frames.end();
+        }
+        if self.connection.cut().is_some_and(|reason| !Ending::was_told(reason)) {
             self.socket.reset_on_close();
+        }
+    }
+
+    /// Serves what is under way, until all is over or must be.
+    async fn say_goodbye<C: Drive, O: Future<Output = Overdue>, G: Future<Output = ()>>(
+        &self,
+        connection: Pin<&mut C>,
+        client: &mut Client<O, G>,
+        ending: Ending,
+    ) -> Ending {
+        let mut goodbye = std::pin::pin!(self.serve_until(connection, client, self.shutdown.cut.cancelled()));
+        loop {
+            let quiet_since = self.connection.idle_since();
+            match timeout(GOODBYE, goodbye.as_mut()).await {
+                Ok(Until::Over(Ending::Closed)) => return ending,
+                Ok(Until::Over(ending)) => return ending,
+                Ok(Until::Quiet(ending)) => {
+                    self.connection.mark_cut(Reason::Drained);
+                    return ending;
+                }
+                // One that crossed and was read all the same is served, as is all that was under way.
+                Err(_) if self.connection.active() == 0 && self.connection.idle_since() == quiet_since => {
+                    return ending;
+                }
+                Err(_) => {}
+            }
         }
     }
 
@@ -67,18 +91,19 @@ impl Session {
         mut connection: Pin<&mut C>,
         client: &mut Client<O, G>,
         within: Duration,
+        ending: Ending,
     ) -> Until {
         let mut cut = std::pin::pin!(self.shutdown.cut.cancelled());
         let whole_or_cut = poll_fn(|cx| if self.head_is_under_way() { cut.as_mut().poll(cx) } else { Poll::Ready(()) });
         let reason = match timeout(within, self.serve_until(connection.as_mut(), client, whole_or_cut)).await {
-            Ok(Until::Over) => return Until::Over,
-            Ok(until) if !self.head_is_under_way() => return until,
+            Ok(Until::Over(ending)) => return Until::Over(ending),
+            Ok(Until::Quiet(_)) if !self.head_is_under_way() => return Until::Quiet(ending),
             Ok(_) => Reason::Drained,
             Err(_) => Reason::HeaderTimeout,
         };
         self.connection.end_head(reason);
         drop(timeout(GOODBYE, connection).await);
-        Until::Over
+        Until::Over(Ending::refused(reason))
     }
 
     /// Serves until the connection is over, idle, old or used up, or until `signal`.
@@ -92,29 +117,28 @@ impl Session {
         poll_fn(|cx| {
             self.connection.driven_by(cx.waker());
             if self.connection.is_ended() {
-                return Poll::Ready(Until::Over);
+                return Poll::Ready(Until::Over(Ending::Cancelled));
             }
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
                 // Our body broke off, and to this client the end of the connection would look like the body's.
-                if result.is_err_and(|error| error.is_user()) && self.connection.is_close_delimited() {
+                if result.as_ref().is_err_and(hyper::Error::is_user) && self.connection.is_close_delimited() {
                     self.socket.reset_on_close();
                 }
-                return Poll::Ready(Until::Over);
+                return Poll::Ready(Until::Over(Ending::of(&self.connection, result)));
             }
             if let Poll::Ready(until) = client.poll_end(&self.connection, cx) {
                 return Poll::Ready(until);
             }
             if client.overdue.is_some() && self.is_used_up() {
-                client.overdue = None;
-                return Poll::Ready(Until::Quiet);
+                return Poll::Ready(Until::Quiet(Ending::UsedUp));
             }
-            signal.as_mut().poll(cx).map(|()| Until::Signal)
+            signal.as_mut().poll(cx).map(|()| Until::Quiet(Ending::Drained))
         })
         .await
     }
 
     /// Whether it has served as many requests as it may.
-    pub(super) fn is_used_up(&self) -> bool {
+    fn is_used_up(&self) -> bool {
         self.limits.max_requests.is_some_and(|most| self.connection.requests() >= most)
     }
 }
@@ -122,10 +146,9 @@ impl Session {
 /// Why a connection is not served on as before.
 enum Until {
     /// There is nobody left to serve.
-    Over,
+    Over(Ending),
     /// It takes no further request.
-    Quiet,
-    Signal,
+    Quiet(Ending),
 }
 
 /// What is known of the client beside its bytes.
@@ -134,6 +157,8 @@ struct Client<O, G> {
     overdue: Option<Pin<Box<O>>>,
     gone: Pin<Box<G>>,
     has_gone: bool,
+    /// As in [`Drive`].
+    heads_are_held: bool,
 }
 
 impl<O: Future<Output = Overdue>, G: Future<Output = ()>> Client<O, G> {
@@ -142,19 +167,20 @@ impl<O: Future<Output = Overdue>, G: Future<Output = ()>> Client<O, G> {
         self.has_gone = self.has_gone || self.gone.as_mut().poll(cx).is_ready();
         // What a client said before it went hyper may still read and serve, but nothing is waited for.
         if self.has_gone && connection.active() > 0 {
-            return Poll::Ready(Until::Over);
+            return Poll::Ready(Until::Over(Ending::ClientGone));
         }
         let Some(overdue) = &mut self.overdue else { return Poll::Pending };
-        let overdue = ready!(overdue.as_mut().poll(cx));
-        self.overdue = None;
-        match overdue {
-            Overdue::Head => {
+        match ready!(overdue.as_mut().poll(cx)) {
+            Overdue::Head if self.heads_are_held => {
+                self.overdue = None;
                 // The connection ends by itself, with an answer where a head has begun.
                 connection.end_head(Reason::HeaderTimeout);
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            Overdue::Request | Overdue::Age => Poll::Ready(Until::Quiet),
+            Overdue::Head => Poll::Ready(Until::Over(Ending::SlowHead)),
+            Overdue::Request => Poll::Ready(Until::Quiet(Ending::Idle)),
+            Overdue::Age => Poll::Ready(Until::Quiet(Ending::Old)),
         }
     }
 }

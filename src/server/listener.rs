@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::arrivals::Arrivals;
+use super::endings::Endings;
 use super::entry::Entry;
 use super::listeners::Bound;
 use super::places::Places;
@@ -21,6 +22,7 @@ const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
 pub struct Server {
     entry: Arc<Entry>,
     places: Places,
+    endings: Arc<Endings>,
     registry: Registry,
 }
 
@@ -28,7 +30,8 @@ impl Server {
     /// A server with room for `max_connections`.
     #[must_use]
     pub fn new(entry: Arc<Entry>, max_connections: usize, registry: Registry) -> Self {
-        Self { entry, places: Places::new(max_connections), registry }
+        let endings = Arc::new(Endings::new(&registry));
+        Self { entry, places: Places::new(max_connections), endings, registry }
     }
 
     /// Sets how many connections there may be. Those above a lower number are left to end by themselves.
@@ -42,7 +45,8 @@ impl Server {
 
     /// Accepts until the listener is closed or the drain begins.
     pub(super) async fn serve(&self, bound: Bound) {
-        let arrivals = Arc::new(Arrivals::new(Arc::clone(&self.entry), bound, &self.registry));
+        let arrivals =
+            Arc::new(Arrivals::new(Arc::clone(&self.entry), bound, Arc::clone(&self.endings), &self.registry));
         let bound = arrivals.bound();
         loop {
             let next = async {

@@ -12,6 +12,8 @@
 //! | `tls.rs` | certificates by SNI, ALPN |
 //! | `connection.rs` | finds the protocol, and sets hyper up for it |
 //! | `drive.rs` | drives hyper, watches for the client's end, says goodbye |
+//! | `frames.rs` | what HTTP/2 frames tell before h2 reads them: floods, and work that is thrown away |
+//! | `endings.rs` | how connections end, counted |
 //! | `deadlines.rs` | when a connection has taken too long |
 //! | `io.rs` | the socket that cuts a stalled client |
 //! | [`http1`] | reads HTTP/1.1 strictly, before hyper does |
@@ -27,7 +29,9 @@ mod bind;
 mod connection;
 mod deadlines;
 mod drive;
+mod endings;
 mod entry;
+mod frames;
 pub mod http1;
 mod io;
 mod listener;

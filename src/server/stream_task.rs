@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -15,30 +15,44 @@ use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 
+use super::frames::Frames;
 use super::writer::Writer;
 use crate::body::{Body, BodyError};
 use crate::context::RequestContext;
 use crate::error::Reason;
 use crate::tasks::Group;
 
-/// What the body tells the task: odd while a frame is with the client's side, and a new number for each frame.
-type Pace = Arc<AtomicU32>;
+/// What the body tells the task.
+#[derive(Debug, Default)]
+pub(super) struct Trace {
+    /// Odd while a frame is with the client's side, and a new number for each frame.
+    pace: AtomicU32,
+    /// Nothing more is to come: what the client cancels from here on is no work thrown away.
+    answered: AtomicBool,
+}
+
+impl Trace {
+    /// The answer is whole, or broke off by no fault of the client.
+    pub(super) fn answer(&self) {
+        self.answered.store(true, Relaxed);
+    }
+}
 
 /// A response body that leaves a trace of being asked.
 #[derive(Debug)]
 pub(super) struct Paced {
     body: Body,
-    pace: Option<Pace>,
+    trace: Option<Arc<Trace>>,
 }
 
 impl Paced {
     /// A body nobody watches: HTTP/1, where the socket itself shows a stall.
     pub(super) fn unwatched(body: Body) -> Self {
-        Self { body, pace: None }
+        Self { body, trace: None }
     }
 
-    pub(super) fn new(body: Body, pace: Pace) -> Self {
-        Self { body, pace: Some(pace) }
+    pub(super) fn new(body: Body, trace: Arc<Trace>) -> Self {
+        Self { body, trace: Some(trace) }
     }
 }
 
@@ -49,18 +63,31 @@ impl http_body::Body for Paced {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.body).poll_frame(cx);
-        if let Some(pace) = &this.pace {
-            let last = pace.load(Relaxed);
+        if let Some(trace) = &this.trace {
+            let last = trace.pace.load(Relaxed);
             match &polled {
-                Poll::Ready(Some(Ok(_))) => pace.store(last.wrapping_add(2) | 1, Relaxed),
-                _ => pace.store(last & !1, Relaxed),
+                Poll::Ready(Some(Ok(frame))) => {
+                    trace.pace.store(last.wrapping_add(2) | 1, Relaxed);
+                    if frame.is_trailers() || this.body.is_end_stream() {
+                        trace.answer();
+                    }
+                }
+                Poll::Ready(_) => {
+                    trace.pace.store(last & !1, Relaxed);
+                    trace.answer();
+                }
+                Poll::Pending => trace.pace.store(last & !1, Relaxed),
             }
         }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        let ends = self.body.is_end_stream();
+        if let Some(trace) = self.trace.as_ref().filter(|_| ends) {
+            trace.answer();
+        }
+        ends
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -70,32 +97,35 @@ impl http_body::Body for Paced {
 
 /// Starts the streams of one connection. The service's call announces a request, and hyper hands over its stream
 /// right after the call returns, so the two are paired by order.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct StreamExecutor {
     announced: Arc<Mutex<Option<Watched>>>,
     /// Shutdown waits for streams as for connections: one that is cut has a record to write.
     tasks: Group,
+    frames: Arc<Frames>,
 }
 
 /// What is needed to cut a stream.
 #[derive(Debug)]
 struct Watched {
     context: RequestContext,
-    pace: Pace,
+    trace: Arc<Trace>,
+    frames: Arc<Frames>,
     writer: Option<Writer>,
 }
 
 impl StreamExecutor {
-    pub(super) fn new(tasks: Group) -> Self {
-        Self { announced: Arc::default(), tasks }
+    pub(super) fn new(tasks: Group, frames: Arc<Frames>) -> Self {
+        Self { announced: Arc::default(), tasks, frames }
     }
 
     /// Announces the request whose stream comes next; its response body reports to the returned trace.
     /// A stream that may become a tunnel brings its writer.
-    pub(super) fn announce(&self, context: RequestContext, writer: Option<Writer>) -> Pace {
-        let pace = Pace::default();
-        *self.slot() = Some(Watched { context, pace: Arc::clone(&pace), writer });
-        pace
+    pub(super) fn announce(&self, context: RequestContext, writer: Option<Writer>) -> Arc<Trace> {
+        let trace = Arc::new(Trace::default());
+        let frames = Arc::clone(&self.frames);
+        *self.slot() = Some(Watched { context, trace: Arc::clone(&trace), frames, writer });
+        trace
     }
 
     fn slot(&self) -> std::sync::MutexGuard<'_, Option<Watched>> {
@@ -119,12 +149,21 @@ where
     }
 }
 
+/// Ready at the second look.
+///
+/// hyper asks whether the client has reset a stream only after the service was asked and was not ready. So a service
+/// waits for this before it does anything, and a stream that was opened and reset in one breath costs no upstream call.
+pub(super) async fn second_look() {
+    let mut looked = false;
+    std::future::poll_fn(|_| if std::mem::replace(&mut looked, true) { Poll::Ready(()) } else { Poll::Pending }).await;
+}
+
 pin_project! {
     struct StreamTask<F> {
         #[pin]
         stream: F,
         watched: Watched,
-        // Whether the request knows this task.
+        // Whether the request knows this task, which is so from the first look on.
         is_known: bool,
         // The frame that the client does not take, and when the patience with it ends.
         blocked: Option<(u32, Pin<Box<Sleep>>)>,
@@ -137,21 +176,33 @@ impl<F: Future<Output = ()>> Future for StreamTask<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         let context = &this.watched.context;
-        if !std::mem::replace(this.is_known, true) {
+        let is_first = !std::mem::replace(this.is_known, true);
+        if is_first {
             context.served_by(cx.waker());
         }
         if context.is_cut() {
             return Poll::Ready(());
         }
-        let stream = this.stream;
-        let polled = match &this.watched.writer {
-            Some(writer) => writer.poll(|| stream.poll(cx)),
-            None => stream.poll(cx),
+        let mut stream = this.stream;
+        let mut poll = || match &this.watched.writer {
+            Some(writer) => writer.poll(|| stream.as_mut().poll(cx)),
+            None => stream.as_mut().poll(cx),
         };
+        let mut polled = poll();
+        if polled.is_pending() && is_first {
+            polled = poll();
+        }
+        let trace = &this.watched.trace;
         if polled.is_ready() {
+            let frames = &this.watched.frames;
+            if trace.answered.load(Relaxed) {
+                frames.answered();
+            } else {
+                frames.cancelled();
+            }
             return Poll::Ready(());
         }
-        let frame = this.watched.pace.load(Relaxed);
+        let frame = trace.pace.load(Relaxed);
         if frame & 1 == 0 {
             if this.blocked.take().is_some() {
                 context.notes().blocked_since.clear();
@@ -185,10 +236,15 @@ mod tests {
         RequestContext::new(RequestId::new(SystemTime::UNIX_EPOCH, 1), connection, None)
     }
 
+    fn executor(context: &RequestContext) -> StreamExecutor {
+        let frames = Frames::new(Arc::clone(context.connection()), std::num::NonZeroU32::MIN);
+        StreamExecutor::new(Group::default(), frames)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_stream_whose_frame_is_not_taken_is_dropped_after_its_time() {
-        let executor = StreamExecutor::default();
         let context = context(Duration::from_secs(10));
+        let executor = executor(&context);
         let pace = executor.announce(context.clone(), None);
         let mut body = Paced::new(Body::full("tokens"), pace);
         let (held, dropped) = tokio::sync::oneshot::channel::<()>();
@@ -203,10 +259,22 @@ mod tests {
         assert_eq!(context.notes().reason(), Some(Reason::ClientStalled));
     }
 
+    #[tokio::test]
+    async fn an_answer_that_is_not_taken_is_paid_for() {
+        let context = context(Duration::from_secs(10));
+        let executor = executor(&context);
+        for spent in [false, true] {
+            executor.announce(context.clone(), None);
+            executor.execute(second_look());
+            executor.tasks.clone().ended().await;
+            assert_eq!(executor.frames.is_spent(), spent);
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_silent_producer_is_not_the_clients_stall() {
-        let executor = StreamExecutor::default();
         let context = context(Duration::from_secs(10));
+        let executor = executor(&context);
         let pace = executor.announce(context.clone(), None);
         let (mut sender, channel) = Channel::<Bytes, std::io::Error>::new(4);
         let mut body = Paced::new(Body::boxed(channel), pace);

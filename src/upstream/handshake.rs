@@ -30,7 +30,7 @@ const FRAME: u32 = 16 * 1024;
 /// by its streams times their window. It also is what h2 measures tiny unread frames against, so that one stalled
 /// stream of tokens cannot make it close the connection of all the others. The same holds towards clients, whose
 /// queued uploads are unread streams.
-pub(crate) const CONNECTION_WINDOW: u32 = 1 << 30;
+const CONNECTION_WINDOW: u32 = 1 << 30;
 /// While streams are open, a silent connection is pinged after this time and given up after the second.
 const PING_AFTER: Duration = Duration::from_secs(30);
 const PING_ANSWER: Duration = Duration::from_secs(10);

@@ -35,7 +35,6 @@ mod tls;
 pub use admission::{Admission, Credit, EndpointState};
 pub use client::{Client, UpgradeLease};
 pub use endpoint::Endpoint;
-pub(crate) use handshake::CONNECTION_WINDOW;
 pub use pool::PoolStats;
 pub use service::{AdmissionLayer, Admit, Admitted, Attempt, Change, Upstream};
 pub use settings::{

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::support::h2_raw::{Frame, H2Raw, PREFACE, code, headers, kind, ping, request, settings};
+use crate::support::h2_raw::{Frame, H2Raw, PREFACE, code, flag, frame, headers, kind, ping, request, settings};
 use crate::support::{Origin, Proxy, Raw, eventually};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -118,4 +118,19 @@ async fn pings_are_no_use_of_a_connection() {
     assert!(pings < 1000, "it lives on");
     let open = || proxy.metric("headworks_connections", &[("listener", "listen-1")]);
     assert!(eventually(|| open() < 0.5, SOON).await);
+}
+
+#[tokio::test]
+async fn a_field_block_must_end_in_the_time_of_a_head() {
+    let origin = Origin::h1();
+    let proxy = proxy(&origin, "timeout.header = \"300ms\"");
+    let mut client = H2Raw::connect(proxy.public()).await;
+    client.send(get(1, "/hang")).await;
+    // Beside a request that is under way, so that nothing else could end the connection.
+    client.send(frame(kind::HEADERS, flag::END_STREAM, 3, &request("GET", "/", &[]))).await;
+    client.rest().await;
+    assert!(eventually(|| origin.in_flight() == 0, SOON).await);
+    let slow = || proxy.metric("headworks_connections_ended_total", &[("reason", "slow_head")]);
+    assert!(eventually(|| slow() > 0.5, SOON).await);
+    assert!(origin.seen().len() <= 1);
 }

@@ -68,6 +68,7 @@ fn server(
         header_timeout: server.timeout.header.0,
         idle_timeout: server.timeout.idle.0,
         max_age: server.timeout.age.0,
+        cancel_budget: NonZeroU32::new(server.cancel_budget.0).unwrap_or(NonZeroU32::MIN),
         max_requests: server.max_requests.map(|most| u64::from(most.0)),
         max_streams: server.max_streams.0,
         max_header_size: server.max_header_size.0,
