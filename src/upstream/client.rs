@@ -9,6 +9,7 @@ use http::{Method, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
+use super::answer;
 use super::connect::{Connector, Version};
 use super::failure::{self, Upload, UploadFailed};
 use super::first_byte::FirstByte;
@@ -162,6 +163,10 @@ fn answer(
     is_head: bool,
 ) -> Result<Response, ProxyError> {
     let (mut parts, body) = response.into_parts();
+    // The lease is dropped with its connection: whatever follows such a head is nobody's answer.
+    if let Some(fault) = answer::fault(&parts) {
+        return Err(ProxyError::new(Reason::UpstreamProtocol, fault));
+    }
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         let guard = if upgrade { lease.upgrade() } else { None };
         let guard = guard.ok_or_else(|| ProxyError::new(Reason::UpstreamProtocol, "101 was not asked for"))?;

@@ -10,12 +10,14 @@
 //! | `client.rs` | [`Client`]: sends one request to one endpoint |
 //! | `target.rs` | the form a request has on each version of HTTP |
 //! | `first_byte.rs` | the clock of an answer's beginning |
+//! | `answer.rs` | which answers can be read in one way only |
 //! | `failure.rs` | which [`Reason`](crate::error::Reason) a failed exchange has |
 //! | `pool/` | the endpoint's connections: idle, shared, waited for |
 //! | `handshake.rs` | starts HTTP on a stream, with bounded buffers |
 //! | `connect.rs`, `tls.rs`, `io.rs` | open the stream |
 
 mod admission;
+mod answer;
 mod books;
 mod client;
 mod connect;

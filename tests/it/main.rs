@@ -29,6 +29,7 @@ mod admission;
 mod cli;
 mod connection_life;
 mod connections;
+mod corpus;
 mod docs;
 mod doors;
 mod floods;

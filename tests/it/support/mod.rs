@@ -6,6 +6,7 @@
 //! | `origin.rs` | [`Origin`]: a scripted upstream that counts what it sees |
 //! | `flood.rs` | [`Flood`]: a raw upstream that sends as fast as it can and knows what was taken |
 //! | `wire.rs` | [`Wire`]: an upstream that does by hand what a test says |
+//! | `transcript.rs` | [`transcript::Transcript`]: an upstream that reads strictly, byte for byte |
 //! | `tunnel.rs` | [`Streams`]: an HTTP/2 client whose streams become tunnels |
 //! | `client.rs` | [`Raw`], [`h1`], [`h2`], [`get`]: clients that do exactly what a test says |
 //! | `h2_raw.rs` | [`h2_raw::H2Raw`]: HTTP/2 frame by frame, and the functions that make frames |
@@ -22,6 +23,7 @@ mod metrics;
 mod origin;
 mod proxy;
 mod python;
+pub(crate) mod transcript;
 mod tunnel;
 mod wait;
 mod wire;
