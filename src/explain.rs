@@ -89,6 +89,7 @@ fn limits(page: &mut Page, route: &Route, show: &impl Fn(&str) -> String) {
     let rows = route.rate_limits.iter().map(|limit| {
         let by = match &limit.by {
             Key::Client => "client".to_owned(),
+            Key::ClientCert => "client certificate".to_owned(),
             Key::Header(name) => format!("header {}", show(name.as_str())),
             Key::Path => "path".to_owned(),
             Key::All => "all together".to_owned(),

@@ -4,13 +4,18 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::config::{self, Config};
+use crate::server;
 
 /// Writes the summary to `out`, or the warnings and the report to `err`. The exit code is 0, or 2 for errors.
 pub(super) fn run(path: &Path, colour: bool, out: &mut impl Write, err: &mut impl Write) -> io::Result<u8> {
     match config::load(path) {
         Ok(config) => {
-            for warning in &config.warnings {
+            for warning in config.warnings.iter().chain(&server::certificate_warnings(&config.server.listeners)) {
                 writeln!(err, "warning: {warning}")?;
+            }
+            if let Err((listener, error)) = server::doors(&config.server.listeners) {
+                writeln!(err, "error: listener {listener}: {error}")?;
+                return Ok(2);
             }
             writeln!(out, "{}: ok ({})", path.display(), summary(&config))?;
             Ok(0)

@@ -6,7 +6,7 @@ use super::admin::{OpenPage, Token};
 use super::listen::{ListenAddress, Mode, Peers};
 use super::section::section;
 use super::values::{
-    File, Free, Located, Many, Name, Named, Number, Off, OrAuto, OrOff, Rate, Size, Tables, Time, Tried, Wait,
+    File, Flag, Free, Located, Many, Name, Named, Number, Off, OrAuto, OrOff, Rate, Size, Tables, Time, Tried, Wait,
 };
 use super::web::{FieldTest, FieldValue, Fields, Level, Prefix, Switch, Target};
 use super::{AccessLog, HostPattern, PathPattern};
@@ -93,6 +93,8 @@ section! {
         proxy_protocol: Located<Peers>, optional;
         /// Certificates, chosen by SNI; the first serves clients that send no name. Absent, the listener is plain.
         tls: Many<Certificate>, default = [];
+        /// Certificates of clients; absent, none is asked for.
+        client_auth: ClientAuth, optional;
     }
 
     /// A certificate and its key.
@@ -101,6 +103,16 @@ section! {
         cert: File, required;
         /// PEM file of the private key.
         key: File, required;
+    }
+
+    /// Certificates of clients.
+    ClientAuth "`client_auth`" {
+        /// PEM file of the authorities whose certificates are good.
+        ca: File, required;
+        /// PEM files of revocation lists; when there are any, each authority must have one.
+        crl: Many<File>, default = [];
+        /// Whether a client without a certificate is turned away.
+        required: Flag, default = true;
     }
 
     /// What is written about requests and events.

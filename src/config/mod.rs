@@ -149,6 +149,19 @@ pub struct Listener {
     pub proxy_protocol: Peers,
     /// Certificate chains and keys (PEM files), chosen by SNI; the first serves clients that send none. Empty: plain.
     pub tls: Vec<Certificate>,
+    /// Whose certificates clients show; none: they are not asked.
+    pub client_auth: Option<ClientAuth>,
+}
+
+/// `client_auth`: certificates of clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientAuth {
+    /// The authorities whose certificates are good, a PEM file.
+    pub ca: PathBuf,
+    /// Lists of those that are good no more, PEM files.
+    pub crl: Vec<PathBuf>,
+    /// Whether a client without a certificate is turned away.
+    pub required: bool,
 }
 
 /// A certificate chain and its key, PEM files.

@@ -169,6 +169,24 @@ impl<const MIN: u32, const MAX: u32> Decode for Number<MIN, MAX> {
     }
 }
 
+/// `true` or `false`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flag(pub(super) bool);
+
+impl Decode for Flag {
+    fn decode(node: Node<'_>, cx: &mut Context<'_>) -> Option<Self> {
+        if let DeValue::Boolean(flag) = node.get_ref() {
+            return Some(Self(*flag));
+        }
+        cx.found.error(&node.span(), wrong_type("`true` or `false`", node.get_ref()));
+        None
+    }
+
+    fn schema() -> Value {
+        json!({ "type": "boolean" })
+    }
+}
+
 /// Bytes, within bounds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Size<const MIN: u32, const MAX: u32>(pub(super) usize);

@@ -252,20 +252,21 @@ pub(super) fn not_editable(name: &HeaderName) -> Option<Problem> {
 }
 
 impl Scalar for Key {
-    const WHAT: &'static str = "\"client\", \"header:NAME\", \"path\" or \"all\"";
+    const WHAT: &'static str = "\"client\", \"client_cert\", \"header:NAME\", \"path\" or \"all\"";
 
     fn parse(text: &str) -> Result<Self, Problem> {
         match text.split_once(':') {
             Some(("header", name)) => HeaderName::parse(name).map(Self::Header),
             None if text == "client" => Ok(Self::Client),
+            None if text == "client_cert" => Ok(Self::ClientCert),
             None if text == "path" => Ok(Self::Path),
             None if text == "all" => Ok(Self::All),
-            _ => Err(not_a_word(text, Self::WHAT, &["client", "header:NAME", "path", "all"])),
+            _ => Err(not_a_word(text, Self::WHAT, &["client", "client_cert", "header:NAME", "path", "all"])),
         }
     }
 
     fn string() -> Value {
-        json!({ "type": "string", "pattern": "^(client|path|all|header:.+)$" })
+        json!({ "type": "string", "pattern": "^(client|client_cert|path|all|header:.+)$" })
     }
 }
 

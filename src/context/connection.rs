@@ -5,14 +5,15 @@ mod oversight;
 use std::any::Any;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::HeaderValue;
 use tokio::time::Instant;
 
+use super::client_cert::ClientCert;
 use super::notes::FirstReason;
 use crate::error::Reason;
 use oversight::Oversight;
@@ -57,6 +58,7 @@ pub struct Connection {
     /// Whether the end of an answer may be the end of the connection: HTTP/1.0 knows no other.
     close_delimited: AtomicBool,
     oversight: Oversight,
+    client_cert: OnceLock<Box<ClientCert>>,
     held: Held,
 }
 
@@ -103,6 +105,7 @@ impl Connection {
             refused_after: AtomicU64::new(0),
             close_delimited: AtomicBool::new(false),
             oversight: Oversight::default(),
+            client_cert: OnceLock::new(),
             held: Held::default(),
         }
     }
@@ -184,6 +187,17 @@ impl Connection {
     #[must_use]
     pub fn peer_field(&self) -> Option<&HeaderValue> {
         self.peer_field.as_ref()
+    }
+
+    /// The client has proved who it is. Known once the handshake is over, before the first request.
+    pub fn identify(&self, cert: ClientCert) {
+        drop(self.client_cert.set(Box::new(cert)));
+    }
+
+    /// The certificate that the client has proved to be its own.
+    #[must_use]
+    pub fn client_cert(&self) -> Option<&ClientCert> {
+        self.client_cert.get().map(AsRef::as_ref)
     }
 
     /// `https` or `http`.

@@ -3,6 +3,7 @@
 //! | file | does |
 //! |---|---|
 //! | `mod.rs` | [`RequestContext`], and which host a request asks for |
+//! | `client_cert.rs` | [`ClientCert`]: who the client is by its certificate |
 //! | `connection.rs` | [`Connection`]: the client's connection, as far as layers may know it |
 //! | `connection/oversight.rs` | what an operator sees of it, and how it is ended from outside |
 //! | `connections.rs` | [`Connections`]: all that are open |
@@ -11,6 +12,7 @@
 //! | `notes.rs` | [`Notes`] for the access log and the metrics |
 
 mod cancel;
+mod client_cert;
 mod connection;
 mod connections;
 mod id;
@@ -26,6 +28,7 @@ use http::{HeaderMap, Uri};
 use tokio::time::Instant;
 
 use cancel::Fate;
+pub use client_cert::ClientCert;
 pub use connection::{Connection, Protocol};
 pub use connections::Connections;
 pub use id::{NoId, RequestId, TraceId};

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use bytes::{Buf as _, BytesMut};
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 
 use super::connection::Session;
 use super::endings::Endings;
 use super::entry::Entry;
+use super::handshake::{Failures, Handshake};
 use super::listeners::Bound;
 use super::places::Place;
 use super::proxy_protocol::{self, Header};
@@ -32,6 +32,7 @@ pub(super) struct Arrivals {
     accepted: Counter,
     refused: [Counter; Refusal::ALL.len()],
     endings: Arc<Endings>,
+    handshakes: Arc<Failures>,
 }
 
 /// Why a connection is closed before anything of its client was served.
@@ -73,7 +74,8 @@ impl Arrivals {
         });
         let open = registry.gauge("headworks_connections", "Client connections that are open.", &[listener]);
         let accepted = registry.counter("headworks_connections_total", "Client connections accepted.", &[listener]);
-        Self { entry, bound, open, accepted, refused, endings }
+        let handshakes = Arc::new(Failures::new(bound.name(), registry));
+        Self { entry, bound, open, accepted, refused, endings, handshakes }
     }
 
     pub(super) fn bound(&self) -> &Bound {
@@ -89,8 +91,8 @@ impl Arrivals {
         let snapshot = self.entry.current.load();
         let headers = &self.door(&snapshot).settings.proxy_protocol;
         if headers.is_empty() {
-            let (session, tls) = self.session(arrival, &snapshot);
-            self.entry.tasks.spawn(session.run(tls));
+            let (session, handshake) = self.session(arrival, &snapshot);
+            self.entry.tasks.spawn(session.run(handshake));
         } else if headers.contain(peer.map(|peer| peer.ip())) {
             let arrivals = Arc::clone(self);
             self.entry.tasks.spawn(async move { arrivals.enter_by_header(arrival).await });
@@ -115,18 +117,18 @@ impl Arrivals {
             Err(_) if arrival.seen.is_empty() => return,
             Err(error) => return self.refuse(Refusal::NoHeader, arrival.peer, &error),
         }
-        let (session, tls) = self.session(arrival, &self.entry.current.load());
-        session.run(tls).await;
+        let (session, handshake) = self.session(arrival, &self.entry.current.load());
+        session.run(handshake).await;
     }
 
     /// A connection, and what it takes from the snapshot in force: its limits, and the certificates of its door.
-    fn session(&self, arrival: Arrival, snapshot: &Snapshot) -> (Session, Option<TlsAcceptor>) {
+    fn session(&self, arrival: Arrival, snapshot: &Snapshot) -> (Session, Option<Handshake>) {
         let Arrival { socket, peer, local, seen, held } = arrival;
         let (limits, door) = (snapshot.limits, self.door(snapshot));
-        let tls = door.tls.clone();
+        let handshake = door.tls.clone().map(|acceptor| Handshake { acceptor, failures: Arc::clone(&self.handshakes) });
         socket.prepare(limits);
         let name = Arc::clone(&door.settings.name);
-        let mut connection = Connection::new(name, peer, local, tls.is_some(), limits.stall_timeout);
+        let mut connection = Connection::new(name, peer, local, handshake.is_some(), limits.stall_timeout);
         connection.trusted = snapshot.trusts(peer.map(|peer| peer.ip()));
         connection.hold(held);
         let session = Session {
@@ -138,7 +140,7 @@ impl Arrivals {
             socket: Arc::new(socket),
             seen,
         };
-        (session, tls)
+        (session, handshake)
     }
 
     fn door<'a>(&'a self, snapshot: &'a Snapshot) -> &'a crate::snapshot::Door {

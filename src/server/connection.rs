@@ -15,12 +15,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ProtocolVersion;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 
 use super::deadlines::Deadlines;
 use super::endings::Endings;
 use super::entry::Entry;
 use super::frames::{FrameGate, Frames};
+use super::handshake::Handshake;
 use super::http1::{Bounds, GateIo};
 use super::io::GuardedIo;
 use super::plain::is_too_large;
@@ -52,34 +52,30 @@ pub(super) struct Session {
 impl Session {
     /// Finds the protocol and serves it. What follows is boxed: a connection then holds the state of its own protocol
     /// only, not room for any.
-    pub(super) async fn run(mut self, tls: Option<TlsAcceptor>) {
+    pub(super) async fn run(mut self, handshake: Option<Handshake>) {
         let mut seen = std::mem::take(&mut self.seen);
-        match tls {
+        match handshake {
             None => {
                 let Some(Ok(h2)) = self.in_time(speaks_h2(&self.socket, &mut seen)).await else { return };
                 let io = self.io(seen);
                 if h2 { Box::pin(self.serve_h2(io)).await } else { Box::pin(self.serve_h1(io)).await }
             }
-            Some(tls) => match self.in_time(Box::pin(tls.accept(self.io(seen)))).await {
-                Some(Ok(stream)) => {
-                    let tls = stream.get_ref().1;
-                    self.connection.note_tls(tls.protocol_version().map_or("?", version));
-                    let h2 = tls.alpn_protocol() == Some(b"h2");
-                    let io = Box::new(stream);
-                    if h2 { Box::pin(self.serve_h2(io)).await } else { Box::pin(self.serve_h1(io)).await }
-                }
-                Some(Err(error)) => tracing::debug!(peer = ?self.connection.peer, %error, "TLS handshake failed"),
-                None => {}
-            },
+            Some(handshake) => {
+                let Some(stream) = self.shake_hands(handshake, seen).await else { return };
+                let tls = stream.get_ref().1;
+                self.connection.note_tls(tls.protocol_version().map_or("?", version));
+                let h2 = tls.alpn_protocol() == Some(b"h2");
+                if h2 { Box::pin(self.serve_h2(stream)).await } else { Box::pin(self.serve_h1(stream)).await }
+            }
         }
     }
 
-    fn io(&self, seen: BytesMut) -> GuardedIo {
+    pub(super) fn io(&self, seen: BytesMut) -> GuardedIo {
         GuardedIo::new(Arc::clone(&self.socket), Arc::clone(&self.connection), seen.freeze())
     }
 
     /// What comes before the first request: bounded in time, and not worth waiting for when the proxy drains.
-    async fn in_time<T>(&self, opening: impl Future<Output = T>) -> Option<T> {
+    pub(super) async fn in_time<T>(&self, opening: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             opened = timeout(self.limits.header_timeout, opening) => opened.ok(),
             () = self.shutdown.drain.cancelled() => None,

@@ -9,7 +9,8 @@
 //! | `socket.rs` | a client's socket, TCP or unix, and its options |
 //! | `listeners.rs` | opens and closes listeners as the configuration wants them |
 //! | `places.rs` | the cap on connections, which may change |
-//! | `tls.rs` | certificates by SNI, ALPN |
+//! | `tls.rs` | certificates by SNI, ALPN, whose certificates clients show |
+//! | `handshake.rs` | the TLS handshake, and how it fails |
 //! | `connection.rs` | finds the protocol, and sets hyper up for it |
 //! | `drive.rs` | drives hyper, watches for the client's end, says goodbye |
 //! | `frames.rs` | what HTTP/2 frames tell before h2 reads them: floods, and work that is thrown away |
@@ -32,6 +33,7 @@ mod drive;
 mod endings;
 mod entry;
 mod frames;
+mod handshake;
 pub mod http1;
 mod io;
 mod listener;
@@ -52,4 +54,4 @@ pub use listener::Server;
 pub use listeners::{BindError, Listeners, Prepared};
 pub use shutdown::Shutdown;
 pub(crate) use socket::Socket;
-pub use tls::doors;
+pub use tls::{certificate_warnings, doors};

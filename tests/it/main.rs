@@ -48,6 +48,7 @@ mod streaming;
 mod strict;
 mod support;
 mod timeouts;
+mod tls_front;
 mod tls_upstream;
 mod uploads;
 mod websocket;

@@ -8,7 +8,7 @@ use crate::config::decode::Context;
 use crate::config::error::Problem;
 use crate::config::file;
 use crate::config::values::{Located, Many};
-use crate::config::{Certificate, ListenAddress, Listener, Peers};
+use crate::config::{Certificate, ClientAuth, ListenAddress, Listener, Peers};
 
 /// Owner and group of the socket may connect.
 const MODE: u32 = 0o660;
@@ -46,7 +46,7 @@ pub(super) fn listeners(
 
 /// A listener of the short form, with all that the long form's keys would say by default.
 fn plain(name: Arc<str>, address: ListenAddress) -> Listener {
-    Listener { name, address, mode: MODE, proxy_protocol: Peers::default(), tls: Vec::new() }
+    Listener { name, address, mode: MODE, proxy_protocol: Peers::default(), tls: Vec::new(), client_auth: None }
 }
 
 fn one(listener: file::Listener, unique: &mut Unique, cx: &mut Context<'_>) -> Option<Listener> {
@@ -62,11 +62,23 @@ fn one(listener: file::Listener, unique: &mut Unique, cx: &mut Context<'_>) -> O
         let problem = Problem::new("nobody could connect here");
         cx.found.error(at, problem.hint("name the balancers, or leave the key away"));
     }
+    if let Some(auth) = &listener.client_auth
+        && listener.tls.whole
+        && listener.tls.items.is_empty()
+    {
+        cx.found.error(&auth.at, "a listener without `tls` cannot ask for certificates");
+    }
     let pair = |pair: file::Certificate| Some(Certificate { cert: pair.cert?.0, key: pair.key?.0 });
     Some(Listener {
         mode: listener.mode.map_or(MODE, |mode| mode.value.0),
         proxy_protocol: listener.proxy_protocol.map_or_else(Peers::default, |peers| peers.value),
+        client_auth: listener.client_auth.and_then(client_auth),
         tls: listener.tls.items.into_iter().filter_map(pair).collect(),
         ..plain(name.value.0, address.value)
     })
+}
+
+fn client_auth(auth: file::ClientAuth) -> Option<ClientAuth> {
+    let crl = auth.crl.items.into_iter().map(|file| file.0).collect();
+    Some(ClientAuth { ca: auth.ca?.0, crl, required: auth.required.0 })
 }

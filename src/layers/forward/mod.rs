@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `mod.rs` | the layer: fields named in `Connection` and the hop-by-hop ones go, in both directions; `Via` comes |
 //! | `forwarded.rs` | `X-Forwarded-*` and `Forwarded`: added to a trusted proxy's, in place of anybody else's |
+//! | `identity.rs` | who the client is by its certificate, and never by its own word |
 //! | `upgrade.rs` | the switch of protocols that the route allows, asked for anew |
 //! | `websocket.rs` | the handshake that a client of HTTP/2 does not make |
 //!
@@ -18,6 +19,7 @@
 //! ```
 
 mod forwarded;
+mod identity;
 mod upgrade;
 mod websocket;
 
@@ -117,6 +119,10 @@ fn prepare(request: &mut Request, settings: &Settings) -> Result<Option<Box<Want
         request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
     }
     forwarded::add(request, found);
+    if found.identity {
+        identity::remove(request.headers_mut());
+    }
+    identity::add(request);
     let version = request.version();
     add_via(request.headers_mut(), version);
     Ok(wanted)
@@ -170,6 +176,7 @@ struct Found {
     te: bool,
     upgrade: bool,
     forwarded: bool,
+    identity: bool,
 }
 
 impl Found {
@@ -181,7 +188,10 @@ impl Found {
                 "te" => (found.te, found.hop_by_hop) = (true, true),
                 "upgrade" => (found.upgrade, found.hop_by_hop) = (true, true),
                 "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto" | "forwarded" => found.forwarded = true,
-                _ => found.hop_by_hop |= HOP_BY_HOP.contains(name),
+                _ => {
+                    found.hop_by_hop |= HOP_BY_HOP.contains(name);
+                    found.identity |= identity::is_meant(name);
+                }
             }
         }
         found

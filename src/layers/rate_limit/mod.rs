@@ -71,6 +71,8 @@ pub struct Settings {
 pub enum Key {
     /// The client's address; IPv6 by its /64. Clients without one (unix sockets) share one key.
     Client,
+    /// The client's certificate, by its SHA-256. Clients without one share one key.
+    ClientCert,
     /// The value of a field. Requests without it share one key with those that have it twice: otherwise a second line,
     /// which the upstream may well ignore, would be a way around the limit.
     Header(HeaderName),
@@ -91,6 +93,11 @@ impl Key {
                     Some(IpAddr::V6(address)) => work(address.octets().get(..8)),
                     None => work(None),
                 }
+            }
+            Self::ClientCert => {
+                let context = request.extensions().get::<RequestContext>();
+                let cert = context.and_then(|context| context.connection().client_cert());
+                work(cert.map(|cert| cert.fingerprint().as_slice()))
             }
             Self::Header(name) => {
                 let mut values = request.headers().get_all(name).iter();

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
+    KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
+};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -17,7 +20,8 @@ pub(crate) struct Certs {
 }
 
 impl Certs {
-    /// `ca.pem`, and `NAME.pem` with `NAME.key` for `server` (localhost, 127.0.0.1), `other` (other.test) and `client`.
+    /// `ca.pem`, and `NAME.pem` with `NAME.key` for `server` (localhost, 127.0.0.1), `other` (other.test), `client`, and
+    /// `expired` (localhost); `crl.pem` revokes `other`.
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut authority = CertificateParams::new(Vec::new()).unwrap();
@@ -26,17 +30,40 @@ impl Certs {
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
         std::fs::write(dir.path().join("ca.pem"), authority.pem()).unwrap();
-        for (file, names) in
-            [("server", &["localhost", "127.0.0.1"][..]), ("other", &["other.test"]), ("client", &["client.test"])]
-        {
+        let all = [
+            ("server", &["localhost", "127.0.0.1"][..]),
+            ("other", &["other.test"]),
+            ("client", &["client.test"]),
+            ("expired", &["localhost"]),
+        ];
+        for (number, (file, names)) in all.into_iter().enumerate() {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::new(names).unwrap();
             params.distinguished_name.push(DnType::CommonName, file);
+            params.serial_number = Some(SerialNumber::from(number as u64 + 1));
+            if file == "expired" {
+                (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+            }
             let cert = params.signed_by(&key, &authority).unwrap();
             std::fs::write(dir.path().join(format!("{file}.pem")), cert.pem()).unwrap();
             std::fs::write(dir.path().join(format!("{file}.key")), key.serialize_pem()).unwrap();
         }
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from(2_u64),
+            revocation_time: date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(2999, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        std::fs::write(dir.path().join("crl.pem"), list.signed_by(&authority).unwrap().pem().unwrap()).unwrap();
         Self { dir }
     }
 
@@ -66,6 +93,15 @@ impl Certs {
     /// A client that trusts this authority only.
     pub(crate) fn client(&self, alpn: &[&str]) -> ClientConfig {
         let mut config = ClientConfig::builder().with_root_certificates(self.roots()).with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        config
+    }
+
+    /// The same, with the certificate `name` to show.
+    pub(crate) fn client_with(&self, name: &str, alpn: &[&str]) -> ClientConfig {
+        let (chain, key) = self.pair(name);
+        let builder = ClientConfig::builder().with_root_certificates(self.roots());
+        let mut config = builder.with_client_auth_cert(chain, key).unwrap();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         config
     }

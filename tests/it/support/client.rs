@@ -92,6 +92,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
         Self { stream, kept: Vec::new(), taken: 0 }
     }
 
+    pub(crate) fn stream(&self) -> &S {
+        &self.stream
+    }
+
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await.expect("the peer takes the bytes").unwrap();
     }
