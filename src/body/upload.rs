@@ -39,25 +39,32 @@ impl Upload {
         Self { bounds, size: 0, waited: Duration::ZERO, came: 0 }
     }
 
-    /// Bytes came after a wait; the reason to cut if they are too many.
+    /// Bytes came after a wait; the reason to cut if they are too many, or too late.
     pub(super) fn took(&mut self, bytes: u64, waited: Duration) -> Result<(), Reason> {
         self.size = self.size.saturating_add(bytes);
         self.waited += waited;
         if self.waited >= WINDOW {
+            // These bytes and the end of the window came together, and the bytes were looked at first.
+            if !self.has_enough() {
+                return Err(Reason::UploadSlow);
+            }
             (self.waited, self.came) = (Duration::ZERO, 0);
         }
         self.came = self.came.saturating_add(bytes);
         if self.bounds.max_size.is_some_and(|most| self.size > most) { Err(Reason::BodyTooLarge) } else { Ok(()) }
     }
 
+    fn has_enough(&self) -> bool {
+        self.bounds.rate.is_none_or(|rate| self.came >= u64::from(rate.get()) * WINDOW.as_secs())
+    }
+
     /// When patience ends, with a client that is waited for since then and stays silent.
     pub(super) fn overdue(&self, since: Instant) -> Option<(Instant, Reason)> {
         let silence = self.bounds.silence.map(|silence| (since + silence, Reason::UploadStalled));
-        let pace = self.bounds.rate.map(|rate| {
+        let pace = self.bounds.rate.map(|_| {
             let left = WINDOW.saturating_sub(self.waited);
             // A window that has its bytes cannot fail; the next one is empty.
-            let enough = self.came >= u64::from(rate.get()) * WINDOW.as_secs();
-            (since + left + if enough { WINDOW } else { Duration::ZERO }, Reason::UploadSlow)
+            (since + left + if self.has_enough() { WINDOW } else { Duration::ZERO }, Reason::UploadSlow)
         });
         [silence, pace].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
