@@ -108,6 +108,7 @@ impl Admin {
             Verb::Metrics => Ok(Reply::Text(self.metrics())),
             Verb::Live | Verb::Ready => Ok(Reply::Text("ok\n".into())),
             Verb::Stack => Ok(Reply::Text(operator.stack())),
+            Verb::Config => config_page(operator.config()),
             Verb::EndConnection => connections::end(&self.connections, word),
             Verb::CancelStream => streams::cancel(&self.connections, word),
             Verb::Connections | Verb::Streams => Err(Denied::not_found("these are asked for with a selection")),
@@ -123,6 +124,27 @@ impl Admin {
         let mut page = self.registry.encode();
         process::encode(&mut page);
         page
+    }
+}
+
+/// As TOML for people. It has no null: what is absent is left out.
+fn config_page(mut json: serde_json::Value) -> Result<Reply, Denied> {
+    let whole = json.clone();
+    without_nulls(&mut json);
+    match toml::to_string_pretty(&json) {
+        Ok(text) => Ok(Reply::Both { text, json: whole }),
+        Err(error) => Err(Denied::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+    }
+}
+
+fn without_nulls(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(without_nulls);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(without_nulls),
+        _ => {}
     }
 }
 

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use http::StatusCode;
+use serde_json::Value;
 
 use super::reply::Reply;
 
@@ -20,6 +21,9 @@ pub trait Operator: Send + Sync {
 
     /// The layers of every route, in order.
     fn stack(&self) -> String;
+
+    /// Every key of the configuration in force with its value, secrets hidden.
+    fn config(&self) -> Value;
 
     /// Reads the configuration anew; completes when it is in force, or when it is known that it will not be.
     fn reload(&self) -> Later<'_> {

@@ -16,6 +16,9 @@ impl Operator for Desk {
     fn stack(&self) -> String {
         "route chat\n".into()
     }
+    fn config(&self) -> serde_json::Value {
+        serde_json::json!({ "server": { "threads": "auto", "listener": [], "mode": null } })
+    }
     fn reload(&self) -> Later<'_> {
         Box::pin(async { Ok(Reply::Facts(vec![("result", "ok".into())])) })
     }
@@ -46,10 +49,11 @@ async fn send<B: http_body::Body>(admin: &Admin, request: Request<B>) -> (u16, h
 #[tokio::test]
 async fn the_pages_are_there() {
     let admin = admin(true);
-    for path in ["/", "/metrics", "/live", "/ready", "/stack"] {
+    for path in ["/", "/metrics", "/live", "/ready", "/stack", "/config"] {
         assert_eq!(ask(&admin, Method::GET, path).await.0, 200, "{path}");
     }
     assert_eq!(ask(&admin, Method::GET, "/stack").await.2, "route chat\n");
+    assert_eq!(ask(&admin, Method::GET, "/config").await.2, "[server]\nlistener = []\nthreads = \"auto\"\n");
     assert_eq!(ask(&admin, Method::GET, "/metrics/").await.0, 404);
     assert_eq!(ask(&admin, Method::GET, "/reload").await.0, 501);
 }

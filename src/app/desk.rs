@@ -29,6 +29,10 @@ impl Operator for Desk {
         explain::all(&self.current.load().config)
     }
 
+    fn config(&self) -> serde_json::Value {
+        self.current.load().config.effective.clone()
+    }
+
     fn reload(&self) -> Later<'_> {
         Box::pin(async {
             let report = self.reload.reload(Trigger::Admin).await;

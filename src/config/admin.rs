@@ -47,6 +47,7 @@ impl fmt::Debug for Token {
 }
 
 impl Scalar for Token {
+    const IS_SECRET: bool = true;
     const WHAT: &'static str = "a token of at least 16 visible ASCII characters";
 
     fn parse(text: &str) -> Result<Self, Problem> {

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use toml::Spanned;
 use toml::de::{DeString, DeValue};
 
+use super::Secrets;
+use super::effective;
 use super::error::{Diagnostics, Problem, Span, quote};
 
 /// A value and its place in the file.
@@ -26,6 +28,10 @@ pub(super) struct Context<'a> {
     pub(super) secrets: Vec<String>,
     /// The files that the text names.
     pub(super) files: Vec<PathBuf>,
+    /// Where a text stands that must not be repeated in a report, although it is written plainly.
+    pub(super) private: Vec<Span>,
+    /// Whether the field that is being read is likely to carry one.
+    pub(super) is_private: bool,
     /// Relative paths start here.
     pub(super) base_dir: &'a Path,
     env: &'a dyn Fn(&str) -> Option<String>,
@@ -39,12 +45,20 @@ pub(super) trait Decode: Sized {
     /// What a JSON Schema says about the value.
     fn schema() -> Value;
 
+    /// The value in force, for people to see: see [`effective`].
+    fn effective(node: Node<'_>, secrets: &Secrets) -> Value {
+        effective::written(node, secrets)
+    }
+
     /// The keys below, each with its full path.
     fn keys(_path: &str, _keys: &mut Vec<String>) {}
 }
 
 /// What is written as a string.
 pub(super) trait Scalar: Sized {
+    /// Whether it is never shown.
+    const IS_SECRET: bool = false;
+
     /// With its article, for "expected ...".
     const WHAT: &'static str;
 
@@ -64,12 +78,19 @@ pub(super) trait Scalar: Sized {
 
 impl<T: Scalar> Decode for T {
     fn decode(node: Node<'_>, cx: &mut Context<'_>) -> Option<Self> {
+        if T::IS_SECRET && node.get_ref().is_str() {
+            cx.private.push(node.span());
+        }
         let text = cx.text(node, T::WHAT, T::instead_of)?;
         cx.parse(&text)
     }
 
     fn schema() -> Value {
         or_source(&T::string())
+    }
+
+    fn effective(node: Node<'_>, secrets: &Secrets) -> Value {
+        if T::IS_SECRET { effective::hidden(node, secrets) } else { effective::written(node, secrets) }
     }
 }
 
@@ -86,7 +107,15 @@ pub(super) struct Text {
 impl<'a> Context<'a> {
     /// Nothing found yet.
     pub(super) fn new(base_dir: &'a Path, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { found: Diagnostics::default(), secrets: Vec::new(), files: Vec::new(), base_dir, env }
+        Self {
+            found: Diagnostics::default(),
+            secrets: Vec::new(),
+            private: Vec::new(),
+            is_private: false,
+            files: Vec::new(),
+            base_dir,
+            env,
+        }
     }
 
     /// The string that is written here, or that `{ env = ... }` or `{ file = ... }` stand for.

@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::decode::{Context, Decode};
 use super::error::{Error, Problem};
 use super::file::Root;
-use super::{Config, resolve};
+use super::{Config, effective, resolve};
 
 /// Larger files are no configuration.
 const LONGEST: u64 = 16 << 20;
@@ -65,10 +65,16 @@ pub(super) fn parse_with(
     // What a broken text was recovered to is a guess: errors found in it would be about the guess.
     if cx.found.is_empty() {
         let root = Spanned::new(0..0, DeValue::Table(table.into_inner()));
-        config = Root::decode(&root, &mut cx).map(|root| resolve::config(root, name, text, &mut cx));
+        config = Root::decode(&root, &mut cx).map(|file| {
+            let mut config = resolve::config(file, name, text, &mut cx);
+            config.effective = effective::of(&root, &config);
+            config
+        });
     }
     let files = cx.files;
-    match (config, cx.found.into_error(name, text)) {
+    let text =
+        if cx.private.is_empty() || cx.found.is_empty() { text.into() } else { effective::without(text, &cx.private) };
+    match (config, cx.found.into_error(name, &text)) {
         (_, Some(error)) => Err(error.with_files(files)),
         (Some(config), None) => Ok(config),
         (None, None) => Err(Error::unreadable(name, "the file could not be understood".into())),

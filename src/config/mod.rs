@@ -9,12 +9,14 @@
 //! | `decode.rs` | what a decoder is; strings by `{ env = ... }` and `{ file = ... }` |
 //! | `values.rs` `net.rs` `listen.rs` `web.rs` | the types of values: numbers and lists, addresses, what is about HTTP |
 //! | `admin.rs` | what is written about the admin port |
+//! | `effective.rs` | every key with its value, secrets hidden |
 //! | `units.rs` | durations, sizes and rates, read and printed |
 //! | `resolve/` | from the shape to [`Config`]: names, and what must fit together |
 //! | `error.rs` `suggest.rs` | the report: all errors, each in its place, with what was probably meant |
 
 mod admin;
 mod decode;
+mod effective;
 mod error;
 mod file;
 mod listen;
@@ -63,6 +65,8 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// Which texts in here came from the environment or from files.
     pub secrets: Secrets,
+    /// Every key with its value, as [`effective`] makes it: secrets are not in it.
+    pub effective: serde_json::Value,
     /// The files that it names: certificates, keys, authorities and secrets.
     pub files: Vec<PathBuf>,
 }

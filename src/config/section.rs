@@ -46,6 +46,14 @@ macro_rules! section {
                 ) ),*])
             }
 
+            fn effective(node: $crate::config::decode::Node<'_>, secrets: &$crate::config::Secrets) -> serde_json::Value {
+                let mut keys = serde_json::Map::new();
+                $( $crate::config::effective::key::<$type>(
+                    node, stringify!($key), section!(@kind $kind $($default)?), secrets, &mut keys,
+                ); )*
+                serde_json::Value::Object(keys)
+            }
+
             fn keys(path: &str, keys: &mut Vec<String>) {
                 $( $crate::config::section::key::<$type>(path, stringify!($key), keys); )*
             }
@@ -171,7 +179,7 @@ pub(super) fn object<const N: usize>(doc: &str, keys: [(&str, &str, Value, Kind)
 }
 
 /// `match` is a word of the language and is declared as `r#match`.
-fn plain(key: &str) -> &str {
+pub(super) fn plain(key: &str) -> &str {
     key.strip_prefix("r#").unwrap_or(key)
 }
 

@@ -57,7 +57,8 @@ fn one_upstream_is_a_complete_configuration() {
     assert_eq!((&*route.name, &route.action, &route.matcher), ("default", &Action::Forward(0), &Match::default()));
     assert_eq!(route.stall_timeout, config.server.stream.stall_timeout);
     let from_url = from_upstream("http://a", LOCAL).unwrap();
-    assert_eq!(from_url, Config { upstreams: from_url.upstreams.clone(), ..config.clone() });
+    let (upstreams, effective) = (from_url.upstreams.clone(), from_url.effective.clone());
+    assert_eq!(from_url, Config { upstreams, effective, ..config.clone() });
     assert_eq!(&*from_url.upstreams[0].name, "default");
 }
 

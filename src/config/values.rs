@@ -10,7 +10,7 @@ use toml::de::DeValue;
 
 use super::decode::{Context, Decode, Node, Scalar, entries, or_source, wrong_type};
 use super::error::{Problem, Span, quote};
-use super::units;
+use super::{Secrets, units};
 
 /// A value that remembers its place, for checks against other parts of the file.
 #[derive(Clone, Debug)]
@@ -26,6 +26,10 @@ impl<T: Decode> Decode for Located<T> {
 
     fn schema() -> Value {
         T::schema()
+    }
+
+    fn effective(node: Node<'_>, secrets: &Secrets) -> Value {
+        T::effective(node, secrets)
     }
 
     fn keys(path: &str, keys: &mut Vec<String>) {
@@ -44,6 +48,10 @@ impl<T: Decode> Decode for Tried<T> {
 
     fn schema() -> Value {
         T::schema()
+    }
+
+    fn effective(node: Node<'_>, secrets: &Secrets) -> Value {
+        T::effective(node, secrets)
     }
 
     fn keys(path: &str, keys: &mut Vec<String>) {
@@ -70,6 +78,13 @@ impl<T: Decode> Decode for Many<T> {
     fn schema() -> Value {
         let item = T::schema();
         json!({ "anyOf": [item, { "type": "array", "items": item }] })
+    }
+
+    fn effective(node: Node<'_>, secrets: &Secrets) -> Value {
+        match node.get_ref() {
+            DeValue::Array(nodes) => nodes.iter().map(|node| T::effective(node, secrets)).collect(),
+            _ => Value::Array(vec![T::effective(node, secrets)]),
+        }
     }
 
     fn keys(path: &str, keys: &mut Vec<String>) {
@@ -101,6 +116,10 @@ impl<T: Decode> Decode for Tables<T> {
 
     fn schema() -> Value {
         json!({ "type": "array", "items": T::schema() })
+    }
+
+    fn effective(node: Node<'_>, secrets: &Secrets) -> Value {
+        Many::<T>::effective(node, secrets)
     }
 
     fn keys(path: &str, keys: &mut Vec<String>) {
@@ -138,6 +157,11 @@ impl<T: Decode> Decode for Named<T> {
 
     fn schema() -> Value {
         json!({ "type": "object", "additionalProperties": T::schema() })
+    }
+
+    fn effective(node: Node<'_>, secrets: &Secrets) -> Value {
+        let pairs = entries(node).unwrap_or_default().into_iter();
+        Value::Object(pairs.map(|(key, value)| (key.get_ref().to_string(), T::effective(value, secrets))).collect())
     }
 
     fn keys(path: &str, keys: &mut Vec<String>) {

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use toml::de::DeValue;
 
 use super::decode::{Context, Decode, Node, Scalar, entries, or_source, wrong_type};
+use super::effective::hidden;
 use super::error::{Problem, quote};
 use super::values::{Located, not_a_word, words};
-use super::{AccessLog, HostPattern, PathPattern};
+use super::{AccessLog, HostPattern, PathPattern, Secrets};
 use crate::layers::rate_limit::Key;
 
 words!(AccessLog, "\"json\", \"text\" or \"off\"", { "json" => Self::Json, "text" => Self::Text, "off" => Self::Off });
@@ -150,7 +151,8 @@ impl Scalar for Switch {
     }
 }
 
-/// The value of a field. One that came from the environment or a file is marked sensitive: it prints as such.
+/// The value of a field. One that came from the environment or a file, or that the field's name tells to be nobody's
+/// business, is marked sensitive: it prints as such.
 #[derive(Clone, Debug)]
 pub(super) struct FieldValue(pub(super) HeaderValue);
 
@@ -162,7 +164,7 @@ impl Decode for FieldValue {
             cx.found.error(&text.at, problem);
             return None;
         };
-        value.set_sensitive(text.from.is_some());
+        value.set_sensitive(text.from.is_some() || cx.is_private);
         Some(Self(value))
     }
 
@@ -221,16 +223,33 @@ impl<T: Decode> Decode for Fields<T> {
                     continue;
                 }
             };
-            if let Some(value) = T::decode(value, cx) {
+            cx.is_private = is_private(&name);
+            if cx.is_private && value.get_ref().is_str() {
+                cx.private.push(value.span());
+            }
+            let decoded = T::decode(value, cx);
+            cx.is_private = false;
+            if let Some(value) = decoded {
                 fields.push((Located { value: name, at: key.span() }, value));
             }
         }
         Some(Self(fields))
     }
 
+    fn effective(node: Node<'_>, secrets: &Secrets) -> Value {
+        let pairs = entries(node).unwrap_or_default().into_iter();
+        Value::Object(pairs.map(|(key, value)| (key.get_ref().to_string(), hidden(value, secrets))).collect())
+    }
+
     fn schema() -> Value {
         json!({ "type": "object", "additionalProperties": T::schema() })
     }
+}
+
+/// Whether a field of this name is likely to carry what opens something.
+fn is_private(name: &HeaderName) -> bool {
+    let words = ["auth", "cookie", "key", "token", "secret", "passw", "credential", "session", "signature"];
+    words.iter().any(|word| name.as_str().contains(word))
 }
 
 impl Scalar for HeaderName {

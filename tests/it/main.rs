@@ -41,6 +41,7 @@ mod metrics;
 mod open;
 mod reload;
 mod sdk;
+mod secrets;
 mod self_test;
 mod serving;
 mod stall;

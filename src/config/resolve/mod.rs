@@ -51,7 +51,7 @@ pub(super) fn config(root: file::Root, name: &str, text: &str, cx: &mut Context<
     let admin = root.admin.map(|table| admin::admin(table, cx));
     let secrets = Secrets::new(std::mem::take(&mut cx.secrets));
     let files = cx.files.clone();
-    Config { server, log, admin, upstreams, routes, warnings, secrets, files }
+    Config { server, log, admin, upstreams, routes, warnings, secrets, files, effective: serde_json::Value::Null }
 }
 
 fn server(
