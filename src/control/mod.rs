@@ -6,6 +6,7 @@
 //! | [`cancel_budget`] | how much begun work a client may throw away |
 //! | [`frame_budget`] | how many frames a client may send that carry nothing |
 //! | [`credits`] | who gets a credit of which endpoint now, who waits, who is refused |
+//! | [`gcra`] | whether a rate-limited key has room, and when it will |
 //! | [`key_store`] | which of many rate-limited keys are remembered in bounded memory |
 //! | [`drain_rate`] | when a refused client should come back |
 
@@ -13,4 +14,5 @@ pub mod cancel_budget;
 pub mod credits;
 pub mod drain_rate;
 pub mod frame_budget;
+pub mod gcra;
 pub mod key_store;

@@ -40,14 +40,16 @@ use std::time::Duration;
 
 use http::HeaderName;
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-pub use limiter::{Limiter, TokioClock};
+pub use limiter::Limiter;
 
 use crate::context::{Request, RequestContext, Response};
+use crate::control::gcra::Room;
 use crate::error::{ProxyError, Reason};
-use limiter::{Fields, Room};
+use limiter::Fields;
 
 /// One limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +64,7 @@ pub struct Settings {
     pub period: Duration,
     /// Requests that may come at once; the amount of one period when absent in the file.
     pub burst: NonZeroU32,
-    /// Keys remembered at most, at 24 bytes each.
+    /// Keys remembered at most, at 16 bytes each.
     pub max_keys: usize,
 }
 
@@ -160,23 +162,25 @@ where
     }
 }
 
-/// Takes one request from every limit, or from none. Gives the fields of the tightest.
+/// Takes one request from every limit, or from none. Gives the fields of the tightest. The request counts for the
+/// time of its receipt, which is known already.
 fn admit(limits: &[Arc<Limiter>], request: &Request) -> Result<Option<Fields>, ProxyError> {
+    let now = request.extensions().get().map_or_else(Instant::now, RequestContext::received_at);
     if let [limit] = limits {
-        return admit_by_one(limit, request);
+        return admit_by_one(limit, request, now);
     }
     let asked: Vec<_> = limits
         .iter()
         .map(|limit| {
             let key = limit.hash(request);
-            (limit, key, limit.take(&key))
+            (limit, key, limit.take(key, now))
         })
         .collect();
     let refusals = asked.iter().filter_map(|(limit, _, taken)| Some((limit, taken.err()?)));
     if let Some((limit, wait)) = refusals.max_by_key(|(_, wait)| *wait) {
         for (limit, key, taken) in &asked {
             match taken {
-                Ok(_) => limit.give_back(key),
+                Ok(_) => limit.give_back(*key),
                 Err(_) => limit.count_refused(),
             }
         }
@@ -190,8 +194,8 @@ fn admit(limits: &[Arc<Limiter>], request: &Request) -> Result<Option<Fields>, P
 }
 
 /// The usual case, without the list.
-fn admit_by_one(limit: &Limiter, request: &Request) -> Result<Option<Fields>, ProxyError> {
-    match limit.take(&limit.hash(request)) {
+fn admit_by_one(limit: &Limiter, request: &Request, now: Instant) -> Result<Option<Fields>, ProxyError> {
+    match limit.take(limit.hash(request), now) {
         Ok(room) => {
             limit.count_allowed();
             Ok(Some(limit.fields(room)))
