@@ -72,6 +72,8 @@ reasons! {
     BodyTooLarge      = 413, "body_too_large",     "http_request_error",          Refused, false, "The request body is too large.";
     /// A rate limit of the route is used up.
     RateLimited       = 429, "rate_limited",       "http_request_denied",         Refused, false, "Too many requests; come back after the time in Retry-After.";
+    /// What all requests may hold together is reserved.
+    MemoryExhausted   = 503, "memory_exhausted",   "connection_limit_reached",    Refused, false, "The proxy has no room for another request.";
     /// The waiting queue of the upstream is full.
     QueueFull         = 503, "queue_full",         "connection_limit_reached",    Refused, false, "The service is at its capacity and its queue is full.";
     /// The request waited its full time and no credit came free.

@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::{self, Config, Peers};
+use crate::context::Shares;
 use crate::error::Reason;
 use crate::router::Router;
 use crate::stack::{self, RouteService, Shared};
@@ -115,6 +116,8 @@ pub struct Limits {
     pub max_age: Option<Duration>,
     /// How many requests it may bring.
     pub max_requests: Option<u64>,
+    /// What connections and requests reserve.
+    pub shares: Shares,
     /// Cancelled requests that it may bring at once.
     pub cancel_budget: NonZeroU32,
     /// h2 streams at most.
@@ -141,6 +144,7 @@ impl Limits {
             idle_timeout: server.idle_timeout,
             max_age: server.max_age,
             max_requests: server.max_requests,
+            shares: Shares::new(server.stream.buffer, server.max_header_size),
             cancel_budget: server.cancel_budget,
             max_streams: server.max_streams,
             max_header_size: server.max_header_size,

@@ -122,7 +122,7 @@ impl Admin {
 
     fn metrics(&self) -> String {
         let mut page = self.registry.encode();
-        process::encode(&mut page);
+        process::encode(&mut page, self.connections.memory());
         page
     }
 }

@@ -1,17 +1,23 @@
-//! What the kernel knows of the process. Where there is no `/proc`, these metrics are absent.
+//! What the kernel knows of the process, and what is reserved of its memory. Where there is no `/proc`, what comes from
+//! there is absent.
 
 use std::fmt::{self, Write as _};
 use std::fs;
 
+use crate::context::Memory;
 use crate::metrics::{Kind, write_head};
 
 /// Ticks a second in `/proc/self/stat`: the kernel promises programs 100, whatever it uses itself.
 const TICKS: u64 = 100;
 
 /// Adds the metrics of the process to a page.
-pub(super) fn encode(out: &mut String) {
+pub(super) fn encode(out: &mut String, memory: &Memory) {
     let build = format_args!("{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
     family(out, "headworks_build_info", "The version of the program.", Kind::Gauge, build);
+    let help = "Bytes that connections and requests may hold.";
+    family(out, "headworks_memory_reserved_bytes", help, Kind::Gauge, format_args!(" {}", memory.reserved()));
+    let help = "Bytes that they may hold together.";
+    family(out, "headworks_memory_limit_bytes", help, Kind::Gauge, format_args!(" {}", memory.limit()));
     if let Some(bytes) = fs::read_to_string("/proc/self/status").ok().as_deref().and_then(resident_bytes) {
         let help = "Memory that the process holds.";
         family(out, "headworks_process_resident_memory_bytes", help, Kind::Gauge, format_args!(" {bytes}"));
@@ -62,7 +68,7 @@ mod tests {
     #[test]
     fn names_keep_the_rules() {
         let mut page = String::new();
-        encode(&mut page);
+        encode(&mut page, &Memory::default());
         let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
         let mut count = 0;
         for (name, kind) in types {
@@ -70,6 +76,6 @@ mod tests {
             assert_eq!(name_fault(name, "", kind), None, "{name}");
             count += 1;
         }
-        assert_eq!(count, 4);
+        assert_eq!(count, 6);
     }
 }

@@ -108,6 +108,7 @@ impl App {
             shutdown: server::Shutdown::default(),
         });
         let server = Arc::new(Server::new(entry, config.server.max_connections, registry.clone()));
+        server.set_memory(config.server.memory);
         let listeners = Arc::new(Listeners::new(Arc::clone(&server)));
         let prepared = listeners
             .prepare(&doors)

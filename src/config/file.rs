@@ -13,8 +13,9 @@ use super::{AccessLog, HostPattern, PathPattern};
 use crate::layers::rate_limit::Key;
 use crate::upstream::{EndpointSettings, HostPolicy, Protocol};
 
-const KIB: u32 = 1 << 10;
-const MIB: u32 = 1 << 20;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const TIB: u64 = 1 << 40;
 
 /// A count that sizes something in memory.
 type Count = Number<1, 1_000_000>;
@@ -50,6 +51,8 @@ section! {
         max_connections: Count, default = 10000;
         /// Requests at most on one client connection, which then ends politely; absent, any number.
         max_requests: Count, optional;
+        /// Bytes that all connections and requests may hold together; "auto" is half of what the process may use.
+        memory: OrAuto<Size<{ 4 * MIB }, TIB>>, default = "auto";
         /// HTTP/2 requests that one connection may cancel at once; more come back with answers taken, and with time.
         cancel_budget: Count, default = 100;
         /// HTTP/2 streams at most on one client connection.
@@ -59,7 +62,7 @@ section! {
         /// Fields of a request head at most.
         max_headers: Number<10, 1000>, default = 100;
         /// Bytes of a request's body at most, or "off".
-        max_body_size: Off<Size<1, { u32::MAX }>>, default = "off";
+        max_body_size: Off<Size<1, TIB>>, default = "off";
         /// The clocks of a client connection.
         timeout: ServerTimeout, default = {};
         /// At shutdown, the time for requests in flight to end.
@@ -247,7 +250,7 @@ section! {
         /// The clocks of a call, where they differ from the upstream's.
         timeout: RouteTimeout, optional;
         /// Bytes of a request's body at most, or "off", where it differs from `[server]`.
-        max_body_size: Off<Size<1, { u32::MAX }>>, optional;
+        max_body_size: Off<Size<1, TIB>>, optional;
         /// The client's clocks, where they differ from `[stream]`.
         stream: RouteStream, default = {};
     }

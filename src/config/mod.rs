@@ -113,6 +113,8 @@ pub struct Server {
     pub max_age: Option<Duration>,
     /// Requests on one client connection at most.
     pub max_requests: Option<u64>,
+    /// Bytes that all connections and requests may hold together; none: half of what the process may use.
+    pub memory: Option<u64>,
     /// Requests that one client connection may cancel at once.
     pub cancel_budget: NonZeroU32,
     /// h2 streams on one client connection at most.

@@ -213,9 +213,9 @@ impl Decode for Flag {
 
 /// Bytes, within bounds.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Size<const MIN: u32, const MAX: u32>(pub(super) usize);
+pub(super) struct Size<const MIN: u64, const MAX: u64>(pub(super) usize);
 
-impl<const MIN: u32, const MAX: u32> Decode for Size<MIN, MAX> {
+impl<const MIN: u64, const MAX: u64> Decode for Size<MIN, MAX> {
     fn decode(node: Node<'_>, cx: &mut Context<'_>) -> Option<Self> {
         let bytes = if let Some(bytes) = number(node.get_ref()) {
             bytes
@@ -223,10 +223,10 @@ impl<const MIN: u32, const MAX: u32> Decode for Size<MIN, MAX> {
             let text = cx.text(node, Bytes::WHAT, |_| None)?;
             cx.parse::<Bytes>(&text)?.0
         };
-        if (u64::from(MIN)..=u64::from(MAX)).contains(&bytes) {
+        if (MIN..=MAX).contains(&bytes) {
             return usize::try_from(bytes).ok().map(Self);
         }
-        let (min, max) = (units::show_size(MIN.into()), units::show_size(MAX.into()));
+        let (min, max) = (units::show_size(MIN), units::show_size(MAX));
         cx.found.error(&node.span(), format!("expected a size from {min} to {max}"));
         None
     }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::Connection;
+use super::{Connection, Memory};
 
 /// Parts of the list.
 const PARTS: usize = 16;
@@ -17,9 +17,16 @@ const PARTS: usize = 16;
 pub struct Connections {
     next: AtomicU64,
     parts: [Mutex<HashMap<u64, Weak<Connection>>>; PARTS],
+    memory: Arc<Memory>,
 }
 
 impl Connections {
+    /// What they and their requests may hold together.
+    #[must_use]
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
     /// Gives a connection its number, and lists it for as long as it lives.
     #[must_use]
     pub fn open(self: &Arc<Self>, mut connection: Connection) -> Arc<Connection> {
@@ -60,6 +67,12 @@ fn lock<T>(part: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(super) struct Place {
     id: u64,
     list: Arc<Connections>,
+}
+
+impl Place {
+    pub(super) fn memory(&self) -> &Memory {
+        &self.list.memory
+    }
 }
 
 impl Drop for Place {

@@ -9,6 +9,7 @@
 //! | `connections.rs` | [`Connections`]: all that are open |
 //! | `cancel.rs` | an exchange that an operator cancels |
 //! | `id.rs` | [`RequestId`] and [`TraceId`] |
+//! | `memory.rs` | [`Memory`]: the budget of bytes over all that is buffered |
 //! | `notes.rs` | [`Notes`] for the access log and the metrics |
 
 mod cancel;
@@ -16,11 +17,13 @@ mod client_cert;
 mod connection;
 mod connections;
 mod id;
+mod memory;
 mod notes;
 
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use http::header::HOST;
 use http::uri::Authority;
@@ -32,6 +35,7 @@ pub use client_cert::ClientCert;
 pub use connection::{Connection, Protocol};
 pub use connections::Connections;
 pub use id::{NoId, RequestId, TraceId};
+pub use memory::{Memory, Reserved, Shares};
 pub use notes::{Asked, Elapsed, Notes};
 
 /// A request as it travels through the layers.
@@ -51,10 +55,16 @@ struct Inner {
     received_at: Instant,
     notes: Notes,
     fate: Fate,
+    /// Bytes of the connection's [`Memory`].
+    reserved: AtomicU64,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        let reserved = *self.reserved.get_mut();
+        if let Some(memory) = self.connection.memory().filter(|_| reserved > 0) {
+            memory.release(reserved);
+        }
         self.connection.strike(self);
         self.connection.request_ends();
     }
@@ -67,9 +77,19 @@ impl RequestContext {
     pub fn new(id: RequestId, connection: Arc<Connection>, client: Option<IpAddr>) -> Self {
         connection.request_begins();
         let (received_at, notes, fate) = (Instant::now(), Notes::default(), Fate::default());
-        let inner = Arc::new(Inner { id, connection, client, received_at, notes, fate });
+        let inner = Arc::new(Inner { id, connection, client, received_at, notes, fate, reserved: AtomicU64::new(0) });
         inner.connection.enlist(Arc::downgrade(&inner));
         Self(inner)
+    }
+
+    /// Reserves what the request may hold, until its last clone is dropped; false when there is no room.
+    #[must_use]
+    pub fn reserve(&self, bytes: u64) -> bool {
+        let taken = self.0.connection.memory().is_none_or(|memory| memory.reserve(bytes));
+        if taken && self.0.connection.memory().is_some() {
+            self.0.reserved.fetch_add(bytes, Relaxed);
+        }
+        taken
     }
 
     /// The request's id.

@@ -3,6 +3,7 @@
 use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, LOCATION};
 use http::{HeaderValue, StatusCode};
@@ -107,7 +108,11 @@ impl Service<Request> for Refuse {
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        ready(Err(request.extensions().get().copied().unwrap_or(self.0).into()))
+        let reason = request.extensions().get().copied().unwrap_or(self.0);
+        let error = ProxyError::from(reason);
+        // Room comes back as requests end, and one does at any time.
+        let soon = reason == Reason::MemoryExhausted;
+        ready(Err(if soon { error.retry_after(Duration::from_secs(1)) } else { error }))
     }
 }
 

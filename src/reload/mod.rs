@@ -217,6 +217,7 @@ impl Inner {
         let generation = before.generation + 1;
         self.current.store(Arc::new(self.parts.house.furnish(&config, built, generation)));
         self.parts.server.set_max_connections(config.server.max_connections);
+        self.parts.server.set_memory(config.server.memory);
         self.parts.listeners.apply(prepared);
         drop(before);
         self.parts.house.sweep();

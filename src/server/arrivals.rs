@@ -20,7 +20,7 @@ use super::listeners::Bound;
 use super::places::Place;
 use super::proxy_protocol::{self, Header};
 use super::socket::Socket;
-use crate::context::Connection;
+use crate::context::{Connection, Reserved};
 use crate::metrics::{Counter, Gauge, Registry};
 use crate::snapshot::Snapshot;
 
@@ -55,6 +55,9 @@ impl Refusal {
     }
 }
 
+/// What a connection takes of what there is for all.
+pub(super) type Taken = (Place, Reserved);
+
 /// What was found out about a socket before its session begins.
 struct Arrival {
     socket: Socket,
@@ -62,7 +65,7 @@ struct Arrival {
     local: Option<SocketAddr>,
     /// What was read after the header.
     seen: BytesMut,
-    held: (Place, Open),
+    held: (Taken, Open),
 }
 
 impl Arrivals {
@@ -82,10 +85,17 @@ impl Arrivals {
         &self.bound
     }
 
+    /// What one of its connections may hold.
+    pub(super) fn share(&self) -> u64 {
+        let snapshot = self.entry.current.load();
+        let shares = snapshot.limits.shares;
+        if self.door(&snapshot).tls.is_some() { shares.connection + shares.tls } else { shares.connection }
+    }
+
     /// Lets a socket in, or closes it.
-    pub(super) fn enter(self: &Arc<Self>, socket: Socket, place: Place) {
+    pub(super) fn enter(self: &Arc<Self>, socket: Socket, taken: Taken) {
         self.accepted.inc();
-        let held = (place, Open::new(&self.open));
+        let held = (taken, Open::new(&self.open));
         let (peer, local) = (socket.peer(), socket.local());
         let arrival = Arrival { socket, peer, local, seen: BytesMut::new(), held };
         let snapshot = self.entry.current.load();

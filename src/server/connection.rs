@@ -61,7 +61,9 @@ impl Session {
                 if h2 { Box::pin(self.serve_h2(io)).await } else { Box::pin(self.serve_h1(io)).await }
             }
             Some(handshake) => {
-                let Some(stream) = self.shake_hands(handshake, seen).await else { return };
+                let Some(mut stream) = self.shake_hands(handshake, seen).await else { return };
+                // What is written and not sent belongs to the bound on a connection; rustls would take 64 KiB.
+                stream.get_mut().1.set_buffer_limit(Some(self.limits.buffer));
                 let tls = stream.get_ref().1;
                 self.connection.note_tls(tls.protocol_version().map_or("?", version));
                 let h2 = tls.alpn_protocol() == Some(b"h2");

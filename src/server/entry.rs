@@ -13,7 +13,7 @@ use super::shutdown::Shutdown;
 use super::switch::{self, Client};
 use super::writer;
 use crate::body::Body;
-use crate::context::{Connection, Connections, Request, RequestContext, RequestId, Response};
+use crate::context::{Connection, Connections, Request, RequestContext, RequestId, Response, Shares};
 use crate::entropy;
 use crate::error::Reason;
 use crate::snapshot::{Current, Leaf};
@@ -50,8 +50,13 @@ impl Entry {
         let client = Client::of(&mut request);
         writer::as_get(&mut request);
         let (parts, body) = request.into_parts();
+        let is_h2 = parts.version == Version::HTTP_2;
+        let mut refused = refused;
         let leaf = {
             let snapshot = self.current.load();
+            if refused.is_none() && !context.reserve(share(&snapshot.limits.shares, is_h2, &body)) {
+                refused = Some(Reason::MemoryExhausted);
+            }
             if refused.is_some() {
                 Arc::clone(&snapshot.malformed)
             } else if parts.method == Method::CONNECT {
@@ -113,6 +118,16 @@ fn address(hop: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(hop).ok()?.trim();
     let bare = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
     text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip())).or_else(bare)
+}
+
+/// What a request may hold.
+fn share(shares: &Shares, is_h2: bool, body: &Incoming) -> u64 {
+    let upload = match is_h2 {
+        _ if http_body::Body::is_end_stream(body) => 0,
+        true => shares.upload_h2,
+        false => shares.upload,
+    };
+    shares.request + upload
 }
 
 /// An answer to HEAD says how long the body would be and has none; hyper sees to it on HTTP/1 only.

@@ -10,6 +10,7 @@ use super::arrivals::Arrivals;
 use super::endings::Endings;
 use super::entry::Entry;
 use super::listeners::Bound;
+use super::memory;
 use super::places::Places;
 use super::shutdown::Shutdown;
 use crate::metrics::Registry;
@@ -39,6 +40,11 @@ impl Server {
         self.places.set_cap(max_connections);
     }
 
+    /// Sets what all may hold together.
+    pub fn set_memory(&self, bytes: Option<u64>) {
+        self.entry.connections.memory().set_limit(bytes.unwrap_or_else(memory::auto));
+    }
+
     pub(super) fn shutdown(&self) -> &Shutdown {
         &self.entry.shutdown
     }
@@ -51,14 +57,15 @@ impl Server {
         loop {
             let next = async {
                 let accepted = bound.socket.accept().await;
-                (accepted, self.places.take().await)
+                let place = self.places.take().await;
+                (accepted, place, self.entry.connections.memory().admit(arrivals.share()).await)
             };
-            let (accepted, place) = tokio::select! {
+            let (accepted, place, reserved) = tokio::select! {
                 () = bound.shutdown.drain.cancelled() => return,
                 next = next => next,
             };
             match accepted {
-                Ok(socket) => arrivals.enter(socket, place),
+                Ok(socket) => arrivals.enter(socket, (place, reserved)),
                 Err(error) => self.pause(bound, &error).await,
             }
         }

@@ -16,6 +16,7 @@
 //! | `frames.rs` | what HTTP/2 frames tell before h2 reads them: floods, and work that is thrown away |
 //! | `endings.rs` | how connections end, counted |
 //! | `deadlines.rs` | when a connection has taken too long |
+//! | `memory.rs` | how much memory there is |
 //! | `io.rs` | the socket that cuts a stalled client |
 //! | [`http1`] | reads HTTP/1.1 strictly, before hyper does |
 //! | `stream_task.rs` | h2 streams that are cut one by one |
@@ -38,6 +39,7 @@ pub mod http1;
 mod io;
 mod listener;
 mod listeners;
+mod memory;
 mod places;
 mod plain;
 pub mod proxy_protocol;

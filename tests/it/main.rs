@@ -37,6 +37,7 @@ mod floors;
 mod forwarding;
 mod grpc;
 mod isolation;
+mod memory;
 mod metrics;
 mod open;
 mod reload;

@@ -68,6 +68,7 @@ fn server(
         header_timeout: server.timeout.header.0,
         idle_timeout: server.timeout.idle.0,
         max_age: server.timeout.age.0,
+        memory: server.memory.0.map(|size| size.0 as u64),
         cancel_budget: NonZeroU32::new(server.cancel_budget.0).unwrap_or(NonZeroU32::MIN),
         max_requests: server.max_requests.map(|most| u64::from(most.0)),
         max_streams: server.max_streams.0,
@@ -106,7 +107,7 @@ impl Unique {
     }
 }
 
-fn bytes_a_second<const MIN: u32, const MAX: u32>(size: Size<MIN, MAX>) -> Option<NonZeroU32> {
+fn bytes_a_second<const MIN: u64, const MAX: u64>(size: Size<MIN, MAX>) -> Option<NonZeroU32> {
     u32::try_from(size.0).ok().and_then(NonZeroU32::new)
 }
 

@@ -119,7 +119,11 @@ fn timeouts(table: Option<file::RouteTimeout>, base: Timeouts) -> Timeouts {
     }
 }
 
-fn upload(max_size: Option<Off<Size<1, { u32::MAX }>>>, table: &file::RouteStream, base: UploadBounds) -> UploadBounds {
+fn upload<const MAX: u64>(
+    max_size: Option<Off<Size<1, MAX>>>,
+    table: &file::RouteStream,
+    base: UploadBounds,
+) -> UploadBounds {
     UploadBounds {
         max_size: max_size.map_or(base.max_size, |size| size.0.map(|size| size.0 as u64)),
         silence: table.upload_timeout.map_or(base.silence, |time| time.0),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Connection;
+use crate::context::Memory;
 use crate::context::connections::Place;
 use crate::context::notes::{Count, Elapsed};
 use crate::context::{Inner, RequestContext};
@@ -67,6 +68,11 @@ impl Connection {
     pub(in crate::context) fn list(&mut self, id: u64, place: Place) {
         self.oversight.id = id;
         self.oversight.place = Some(place);
+    }
+
+    /// What its requests reserve from; none when it is on no list.
+    pub(in crate::context) fn memory(&self) -> Option<&Memory> {
+        self.oversight.place.as_ref().map(Place::memory)
     }
 
     /// The client's first bytes have said which protocol it is.
