@@ -68,6 +68,8 @@ reasons! {
     NoRoute           = 404, "no_route",           "destination_not_found",       Refused, false, "Nothing is served under this address.";
     /// The route does not speak the protocol that an HTTP/2 client wants its stream to become.
     UpgradeRefused    = 501, "upgrade_refused",    "http_request_denied",         Refused, false, "This protocol is not spoken here.";
+    /// The request expects something else than to be told when to send its body.
+    ExpectationFailed = 417, "expectation_failed", "http_request_error",          Refused, false, "This expectation cannot be met.";
     /// The request's body is longer than `max_body_size`.
     BodyTooLarge      = 413, "body_too_large",     "http_request_error",          Refused, false, "The request body is too large.";
     /// A rate limit of the route is used up.
@@ -78,6 +80,8 @@ reasons! {
     QueueFull         = 503, "queue_full",         "connection_limit_reached",    Refused, false, "The service is at its capacity and its queue is full.";
     /// The request waited its full time and no credit came free.
     QueueTimeout      = 503, "queue_timeout",      "connection_limit_reached",    Refused, false, "The service is at its capacity and no place came free in time.";
+    /// The request has passed this program too often.
+    LoopDetected      = 508, "loop_detected",      "proxy_loop_detected",         Refused, false, "The request runs in a circle.";
     /// No endpoint of the upstream can take a request.
     NoEndpoint        = 503, "no_endpoint",        "destination_unavailable",     Refused, false, "No server is available for this request.";
     /// The endpoint's connection cap was reached and none came free in the connect time.

@@ -13,6 +13,7 @@ use super::answer;
 use super::connect::{Connector, Version};
 use super::failure::{self, Upload, UploadFailed};
 use super::first_byte::FirstByte;
+use super::hold::Hold;
 use super::pool::{Lease, Pool, PoolStats, UntilEnd, UpgradeGuard};
 use super::settings::{EndpointSettings, Settings};
 use super::target::Target;
@@ -72,12 +73,13 @@ impl Client {
         // Where TLS has the choice, such a request gets a connection that can.
         let http1 = upgrade && self.version.is_none();
         let is_head = request.method() == Method::HEAD;
+        let hold = Hold::of(&mut request);
         for stale in 0..=MOST_STALE {
             if stale == MOST_STALE {
                 self.pool.close_idle();
             }
             let mut lease = self.pool.checkout(http1).await?;
-            match self.exchange(&mut lease, request, first_byte).await {
+            match self.exchange(&mut lease, request, first_byte, hold.as_ref()).await {
                 Ok(response) => return answer(lease, response, upgrade, is_head),
                 // Going stale while idle is nobody's fault, and a refusal is the peer's word that it is safe.
                 Err(Failure::Unsent(unsent, error))
@@ -109,11 +111,16 @@ impl Client {
         lease: &mut Lease,
         mut request: Request,
         first_byte: Option<Duration>,
+        hold: Option<&Hold>,
     ) -> Result<http::Response<Incoming>, Failure> {
         let mut upload = None;
         let mut spare = None;
         if let Some(stream) = lease.stream().map(Arc::clone) {
             self.target.absolute_form(&mut request).map_err(Failure::Failed)?;
+            // A stream can be reset at any time, and hyper does not tell what an h2 upstream says beforehand.
+            if let Some(hold) = hold {
+                hold.ask();
+            }
             if request.body().is_end_stream() {
                 spare = Some(Box::new(without_body(&request)));
             } else {
@@ -126,7 +133,10 @@ impl Client {
         }
         let (first_byte, request) = FirstByte::watch(first_byte, request);
         let sent = lease.send(request, &first_byte).await;
-        let late = || if first_byte.awaits_client() { Reason::RequestIncomplete } else { Reason::FirstByteTimeout };
+        let is_held = || hold.is_some_and(Hold::is_awaited);
+        let late = || {
+            if first_byte.awaits_client() && !is_held() { Reason::RequestIncomplete } else { Reason::FirstByteTimeout }
+        };
         let sent = sent.ok_or_else(|| Failure::Failed(late().into()))?;
         let mut response = sent.map_err(|mut error| {
             let unsent = error.take_message().map(Box::new);
@@ -138,6 +148,9 @@ impl Client {
             let reason = upload.and_then(|upload| upload.get()).unwrap_or_else(|| failure::reason(&error));
             Failure::Failed(ProxyError::new(reason, error))
         })?;
+        if hold.is_some_and(Hold::decline) {
+            lease.spend();
+        }
         if let Some(pulse) = first_byte.pulse() {
             response.extensions_mut().insert(pulse);
         }

@@ -11,6 +11,7 @@
 //! | `target.rs` | the form a request has on each version of HTTP |
 //! | `first_byte.rs` | the clock of an answer's beginning |
 //! | `answer.rs` | which answers can be read in one way only |
+//! | `hold.rs` | holds a body back until the upstream asks for it |
 //! | `failure.rs` | which [`Reason`](crate::error::Reason) a failed exchange has |
 //! | `pool/` | the endpoint's connections: idle, shared, waited for |
 //! | `handshake.rs` | starts HTTP on a stream, with bounded buffers |
@@ -25,6 +26,7 @@ mod endpoint;
 mod failure;
 mod first_byte;
 mod handshake;
+mod hold;
 mod io;
 mod pool;
 mod service;

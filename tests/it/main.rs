@@ -32,6 +32,8 @@ mod connections;
 mod corpus;
 mod docs;
 mod doors;
+mod duties;
+mod expectations;
 mod floods;
 mod floors;
 mod forwarding;

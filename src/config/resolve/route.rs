@@ -48,7 +48,7 @@ fn implied(known: &Known<'_>, cx: &mut Context<'_>) -> Option<Route> {
             name: "default".into(),
             matcher: Match::default(),
             action: Action::Forward(0),
-            forward: forward::Settings { upgrade: vec!["websocket".into()] },
+            forward: forward::Settings { upgrade: vec!["websocket".into()], methods: Vec::new() },
             rewrite: None,
             headers: headers::Settings::default(),
             rate_limits: Vec::new(),
@@ -97,8 +97,11 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
     };
     Some(Route {
         name: name.0,
+        forward: forward::Settings {
+            upgrade: table.upgrade.items.into_iter().map(|switch| switch.0).collect(),
+            methods: matcher.methods.clone(),
+        },
         matcher,
-        forward: forward::Settings { upgrade: table.upgrade.items.into_iter().map(|switch| switch.0).collect() },
         rewrite,
         headers,
         rate_limits,

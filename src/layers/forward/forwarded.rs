@@ -12,6 +12,18 @@ static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
+/// Whether a field tells on whose behalf a request comes: `Forwarded`, `X-Real-IP`, and all that begin with
+/// `X-Forwarded`.
+pub(super) fn is_claim(name: &str) -> bool {
+    let reads_as = |text: &[u8], pattern: &[u8]| {
+        text.len() == pattern.len() && text.iter().zip(pattern).all(|(a, b)| a == b || (*a == b'_' && *b == b'-'))
+    };
+    match name.as_bytes() {
+        [b'x', rest @ ..] => reads_as(rest.get(..10).unwrap_or_default(), b"-forwarded") || reads_as(rest, b"-real-ip"),
+        name => name == b"forwarded",
+    }
+}
+
 pub(super) fn add(request: &mut Request, found: Found) {
     let Some(context) = request.extensions().get::<RequestContext>().cloned() else { return };
     let connection = context.connection();
@@ -21,8 +33,11 @@ pub(super) fn add(request: &mut Request, found: Found) {
     };
     let headers = request.headers_mut();
     let believed = found.forwarded && connection.trusted;
-    if found.forwarded && !believed {
-        for name in [&X_FORWARDED_FOR, &X_FORWARDED_HOST, &X_FORWARDED_PROTO, &FORWARDED] {
+    if found.forwarded {
+        // No proxy writes them with underscores, which many a program reads as hyphens.
+        let lies = |name: &&HeaderName| is_claim(name.as_str()) && (!believed || name.as_str().contains('_'));
+        let lies: Vec<HeaderName> = headers.keys().filter(lies).cloned().collect();
+        for name in lies {
             headers.remove(name);
         }
     }

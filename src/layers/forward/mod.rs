@@ -5,10 +5,12 @@
 //! | `mod.rs` | the layer: fields named in `Connection` and the hop-by-hop ones go, in both directions; `Via` comes |
 //! | `forwarded.rs` | `X-Forwarded-*` and `Forwarded`: added to a trusted proxy's, in place of anybody else's |
 //! | `identity.rs` | who the client is by its certificate, and never by its own word |
+//! | `last_hop.rs` | `Max-Forwards` of OPTIONS and TRACE |
 //! | `upgrade.rs` | the switch of protocols that the route allows, asked for anew |
 //! | `websocket.rs` | the handshake that a client of HTTP/2 does not make |
 //!
-//! `TE: trailers` is this hop's wish too. Refuses with `upgrade_refused` (501) what HTTP/2 asks for by extended CONNECT
+//! `TE: trailers` is this hop's wish too. Refuses with `expectation_failed` (417) any expectation but `100-continue`, with
+//! `method_refused` (405) a TRACE that the route does not name, with `loop_detected` (508) what came by too often, with `upgrade_refused` (501) what HTTP/2 asks for by extended CONNECT
 //! and the route does not allow; over HTTP/1.1 such a wish is taken off, and the request is one like any other. Fails
 //! with `upgrade_failed` (502) when the upstream switches to what was not asked for. Stands before the edits, which may
 //! override what it adds.
@@ -20,6 +22,7 @@
 
 mod forwarded;
 mod identity;
+mod last_hop;
 mod upgrade;
 mod websocket;
 
@@ -28,8 +31,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::header::{CONNECTION, HOST, TE, TRANSFER_ENCODING, UPGRADE, VIA};
-use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use http::header::{CONNECTION, EXPECT, TE, TRANSFER_ENCODING, UPGRADE, VIA};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
+use http_body::Body as _;
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -50,11 +54,19 @@ static HOP_BY_HOP: [HeaderName; 8] = [
     UPGRADE,
 ];
 
+/// A request that has passed this program so often runs in a circle.
+const MOST_PASSES: usize = 16;
+
+/// What is said to a client without asking the upstream.
+type Early = Result<Response, ProxyError>;
+
 /// What a route allows beyond plain requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Protocols that a client may switch to, in lower case. Never `h2c`.
     pub upgrade: Vec<Box<str>>,
+    /// The methods that the route names; none: it serves any but TRACE.
+    pub methods: Vec<Method>,
 }
 
 /// See the module's text.
@@ -100,16 +112,24 @@ where
 
     fn call(&mut self, mut request: Request) -> Forwarding<S::Future> {
         match prepare(&mut request, &self.settings) {
-            Ok(wanted) => Forwarding { inner: Some(self.inner.call(request)), refusal: None, wanted },
-            Err(refusal) => Forwarding { inner: None, refusal: Some(refusal), wanted: None },
+            Ok(wanted) => Forwarding { inner: Some(self.inner.call(request)), early: None, wanted },
+            Err(early) => Forwarding { inner: None, early: Some(early), wanted: None },
         }
     }
 }
 
 /// Makes a request of the next hop out of one of the last. Gives the switch of protocols that it asks for.
-fn prepare(request: &mut Request, settings: &Settings) -> Result<Option<Box<Wanted>>, ProxyError> {
+fn prepare(request: &mut Request, settings: &Settings) -> Result<Option<Box<Wanted>>, Box<Early>> {
     let found = Found::of(request.headers());
-    let wanted = if found.upgrade { Wanted::of(request, &settings.upgrade)? } else { None };
+    last_hop::check(request, settings, found.max_forwards)?;
+    let refuse = |error| Box::new(Err(error));
+    if found.via && passes(request.headers()) >= MOST_PASSES {
+        return Err(refuse(Reason::LoopDetected.into()));
+    }
+    if found.expect {
+        expect(request).map_err(|reason| refuse(reason.into()))?;
+    }
+    let wanted = if found.upgrade { Wanted::of(request, &settings.upgrade).map_err(refuse)? } else { None };
     let trailers = found.te && names(request.headers(), &TE, "trailers");
     found.remove_hop_by_hop(request.headers_mut());
     if let Some(wanted) = &wanted {
@@ -132,10 +152,10 @@ pin_project! {
     /// The future of [`Forward`].
     #[derive(Debug)]
     pub struct Forwarding<F> {
-        // None: refused, for the reason in `refusal`.
+        // None: told early.
         #[pin]
         inner: Option<F>,
-        refusal: Option<ProxyError>,
+        early: Option<Box<Early>>,
         wanted: Option<Box<Wanted>>,
     }
 }
@@ -146,7 +166,7 @@ impl<F: Future<Output = Result<Response, ProxyError>>> Future for Forwarding<F> 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let Some(inner) = this.inner.as_pin_mut() else {
-            return Poll::Ready(Err(this.refusal.take().unwrap_or(Reason::Internal.into())));
+            return Poll::Ready(this.early.take().map_or(Err(Reason::Internal.into()), |early| *early));
         };
         let mut response = ready!(inner.poll(cx))?;
         let protocol = match this.wanted {
@@ -177,6 +197,9 @@ struct Found {
     upgrade: bool,
     forwarded: bool,
     identity: bool,
+    expect: bool,
+    max_forwards: bool,
+    via: bool,
 }
 
 impl Found {
@@ -187,7 +210,10 @@ impl Found {
                 "connection" => found.connection = true,
                 "te" => (found.te, found.hop_by_hop) = (true, true),
                 "upgrade" => (found.upgrade, found.hop_by_hop) = (true, true),
-                "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto" | "forwarded" => found.forwarded = true,
+                "expect" => found.expect = true,
+                "max-forwards" => found.max_forwards = true,
+                "via" => found.via = true,
+                text if forwarded::is_claim(text) => found.forwarded = true,
                 _ => {
                     found.hop_by_hop |= HOP_BY_HOP.contains(name);
                     found.identity |= identity::is_meant(name);
@@ -199,10 +225,9 @@ impl Found {
 
     fn remove_hop_by_hop(self, headers: &mut HeaderMap) {
         if self.connection {
-            // `Host`, the length of the body and our own trace are never a matter of one hop, whoever says so.
             let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
                 .filter_map(|token| HeaderName::try_from(token).ok())
-                .filter(|name| name != HOST && name != http::header::CONTENT_LENGTH && name != "traceparent")
+                .filter(|name| !is_end_to_end(name.as_str()))
                 .collect();
             for name in named {
                 headers.remove(name);
@@ -215,6 +240,50 @@ impl Found {
             }
         }
     }
+}
+
+/// What is never a matter of one hop, whoever says so: a client could strip what a proxy in front has added, or what
+/// the two ends must read alike.
+fn is_end_to_end(name: &str) -> bool {
+    const NAMES: [&str; 14] = [
+        "authorization",
+        "cache-control",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "cookie",
+        "expect",
+        "host",
+        "max-forwards",
+        "set-cookie",
+        "traceparent",
+        "tracestate",
+        "via",
+        "www-authenticate",
+    ];
+    NAMES.contains(&name) || forwarded::is_claim(name)
+}
+
+/// Only the one expectation is passed on, where there is a body to wait for (RFC 9110, section 10.1.1).
+fn expect(request: &mut Request) -> Result<(), Reason> {
+    if request.version() == Version::HTTP_10 {
+        request.headers_mut().remove(EXPECT);
+        return Ok(());
+    }
+    if !tokens(request.headers(), &EXPECT).all(|token| token.eq_ignore_ascii_case("100-continue")) {
+        return Err(Reason::ExpectationFailed);
+    }
+    if request.body().is_end_stream() {
+        request.headers_mut().remove(EXPECT);
+    } else {
+        request.headers_mut().insert(EXPECT, HeaderValue::from_static("100-continue"));
+    }
+    Ok(())
+}
+
+/// How often a request came by here before.
+fn passes(headers: &HeaderMap) -> usize {
+    tokens(headers, &VIA).filter(|hop| hop.split_whitespace().nth(1) == Some("headworks")).count()
 }
 
 /// Whether a list field has this token, parameters aside.
@@ -243,10 +312,11 @@ fn add_via(headers: &mut HeaderMap, version: Version) {
 mod tests {
     use super::*;
     use crate::context::{Connection, RequestContext, RequestId};
+    use http::header::HOST;
     use std::time::{Duration, SystemTime};
 
     fn settings() -> Settings {
-        Settings { upgrade: vec!["websocket".into(), "x-lines".into()] }
+        Settings { upgrade: vec!["websocket".into(), "x-lines".into()], methods: Vec::new() }
     }
 
     async fn upstream_sees(trusted: bool, fields: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -309,6 +379,57 @@ mod tests {
         assert_eq!(all(&seen, "x-forwarded-for"), ["10.9.9.9, 192.0.2.7"]);
         assert_eq!(all(&seen, "x-forwarded-proto"), ["http"]);
         assert_eq!(all(&seen, "forwarded"), ["for=10.9.9.9, for=192.0.2.7;proto=https;host=\"example.com:8443\""]);
+    }
+
+    #[tokio::test]
+    async fn a_client_strips_nothing_that_others_added() {
+        let naming =
+            "x-forwarded-for, x-forwarded-proto, forwarded, x-real-ip, via, authorization, cookie, traceparent, host";
+        let added = [
+            ("connection", naming),
+            ("x-forwarded-for", "10.9.9.9"),
+            ("x-real-ip", "10.9.9.9"),
+            ("via", "1.1 balancer"),
+            ("authorization", "Bearer x"),
+            ("traceparent", "00-1-2-01"),
+        ];
+        let seen = upstream_sees(true, &added).await;
+        assert_eq!(all(&seen, "x-forwarded-for"), ["10.9.9.9, 192.0.2.7"]);
+        assert_eq!(all(&seen, "x-real-ip"), ["10.9.9.9"]);
+        assert_eq!(all(&seen, "via"), ["1.1 balancer", "1.1 headworks"]);
+        assert!(seen.contains_key("authorization") && seen.contains_key("traceparent") && seen.contains_key("host"));
+        let seen = upstream_sees(false, &added).await;
+        assert_eq!(all(&seen, "x-forwarded-for"), ["192.0.2.7"]);
+        assert!(!seen.contains_key("x-real-ip"), "a stranger's word");
+    }
+
+    #[tokio::test]
+    async fn what_reads_like_our_fields_is_a_claim_as_well() {
+        let claims = [
+            ("x_forwarded_for", "10.9.9.9"),
+            ("x-forwarded_host", "evil"),
+            ("x-forwarded-user", "root"),
+            ("x-forwarded-port", "1"),
+            ("x_real_ip", "10.9.9.9"),
+            ("x-forward", "kept"),
+        ];
+        let seen = upstream_sees(false, &claims).await;
+        let left: Vec<_> = claims.iter().filter(|(name, _)| seen.contains_key(*name)).collect();
+        assert_eq!(left, [&("x-forward", "kept")]);
+        // A proxy that is believed writes its fields with hyphens; what it lets through otherwise is its client's.
+        let seen = upstream_sees(true, &claims).await;
+        let left: Vec<_> = claims.iter().filter(|(name, _)| seen.contains_key(*name)).map(|(name, _)| *name).collect();
+        assert_eq!(left, ["x-forwarded-user", "x-forwarded-port", "x-forward"]);
+    }
+
+    #[tokio::test]
+    async fn what_came_by_too_often_runs_in_a_circle() {
+        let mut request = Request::default();
+        for _ in 0..MOST_PASSES {
+            assert!(prepare(&mut request, &settings()).is_ok());
+        }
+        let early = prepare(&mut request, &settings()).expect_err("a circle");
+        assert!(matches!(*early, Err(error) if error.reason == Reason::LoopDetected));
     }
 
     #[tokio::test]

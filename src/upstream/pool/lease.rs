@@ -25,6 +25,8 @@ pub(in crate::upstream) struct Lease {
     reused: bool,
     /// The exchange was ended by the upstream, not by us.
     failed: bool,
+    /// The connection can carry no further request.
+    spent: bool,
 }
 
 enum Kind {
@@ -70,7 +72,7 @@ impl Lease {
                 (Kind::Http2(Arc::new(Stream { pool: Arc::clone(&pool), connection })), used)
             }
         };
-        Self { pool, kind: Some(kind), in_flight: None, reused, failed: false }
+        Self { pool, kind: Some(kind), in_flight: None, reused, failed: false, spent: false }
     }
 
     /// Whether the connection has carried a request before, and may have gone stale.
@@ -114,6 +116,11 @@ impl Lease {
         Some(result)
     }
 
+    /// What was promised of the request is not sent: another one cannot follow it.
+    pub(in crate::upstream) fn spend(&mut self) {
+        self.spent = true;
+    }
+
     fn begin(&mut self) {
         let counts = &self.pool.counts;
         counts.in_flight.fetch_add(1, Relaxed);
@@ -131,6 +138,7 @@ impl Lease {
     pub(in crate::upstream) fn finish(mut self) {
         self.in_flight = None;
         match self.kind.take() {
+            Some(Kind::Http1(connection)) if self.spent => connection.cut(),
             Some(Kind::Http1(connection)) if connection.sender.is_ready() => put(&self.pool, connection),
             Some(Kind::Http1(connection)) if !connection.sender.is_closed() => {
                 let pool = Arc::clone(&self.pool);
