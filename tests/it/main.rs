@@ -35,6 +35,7 @@ mod doors;
 mod duties;
 mod expectations;
 mod floods;
+mod floods_beside;
 mod floors;
 mod forwarding;
 mod grpc;
