@@ -120,6 +120,8 @@ pub struct Limits {
     pub shares: Shares,
     /// Cancelled requests that it may bring at once.
     pub cancel_budget: NonZeroU32,
+    /// Connections at most of one client that is not a trusted proxy.
+    pub max_connections_per_client: usize,
     /// h2 streams at most.
     pub max_streams: u32,
     /// Bytes of a request head at most.
@@ -146,6 +148,7 @@ impl Limits {
             max_requests: server.max_requests,
             shares: Shares::new(server.stream.buffer, server.max_header_size),
             cancel_budget: server.cancel_budget,
+            max_connections_per_client: server.max_connections_per_client,
             max_streams: server.max_streams,
             max_header_size: server.max_header_size,
             max_headers: server.max_headers,

@@ -49,6 +49,9 @@ section! {
         trusted_proxies: Peers, default = [];
         /// Client connections at most, over all listeners.
         max_connections: Count, default = 10000;
+        /// Client connections at most of one address (IPv6: of one /64) that is not a trusted proxy; "auto" is a quarter
+        /// of all, and 256 at least.
+        max_connections_per_client: OrAuto<Count>, default = "auto";
         /// Requests at most on one client connection, which then ends politely; absent, any number.
         max_requests: Count, optional;
         /// Bytes that all connections and requests may hold together; "auto" is half of what the process may use.
@@ -94,6 +97,8 @@ section! {
         /// Peers that begin with a header of the PROXY protocol (v1 or v2); any other peer is closed. Absent, nobody
         /// sends one.
         proxy_protocol: Located<Peers>, optional;
+        /// Client connections at most on this listener; absent, those of the server.
+        max_connections: Count, optional;
         /// Certificates, chosen by SNI; the first serves clients that send no name. Absent, the listener is plain.
         tls: Many<Certificate>, default = [];
         /// Certificates of clients; absent, none is asked for.

@@ -105,6 +105,8 @@ pub struct Server {
     pub trusted_proxies: Peers,
     /// Client connections at most, over all listeners.
     pub max_connections: usize,
+    /// Of these, for one client address (IPv6: one /64) that is not a trusted proxy.
+    pub max_connections_per_client: usize,
     /// Time for the TLS handshake, for the first bytes, and for each request head.
     pub header_timeout: Duration,
     /// How long a connection may stay open without a request.
@@ -153,6 +155,8 @@ pub struct Listener {
     pub mode: u32,
     /// Peers that begin with a header of the PROXY protocol, and no others may come; empty: nobody sends one.
     pub proxy_protocol: Peers,
+    /// Client connections at most; none: as many as the server may have.
+    pub max_connections: Option<usize>,
     /// Certificate chains and keys (PEM files), chosen by SNI; the first serves clients that send none. Empty: plain.
     pub tls: Vec<Certificate>,
     /// Whose certificates clients show; none: they are not asked.

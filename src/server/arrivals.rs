@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::{Buf as _, BytesMut};
 use tokio::time::timeout;
 
+use super::clients::Clients;
 use super::connection::Session;
 use super::endings::Endings;
 use super::entry::Entry;
@@ -28,8 +29,10 @@ use crate::snapshot::Snapshot;
 pub(super) struct Arrivals {
     entry: Arc<Entry>,
     bound: Bound,
+    clients: Clients,
     open: Gauge,
     accepted: Counter,
+    errors: Counter,
     refused: [Counter; Refusal::ALL.len()],
     endings: Arc<Endings>,
     handshakes: Arc<Failures>,
@@ -42,21 +45,27 @@ pub(super) enum Refusal {
     Stranger,
     /// What it sent is no such header, or none came in time.
     NoHeader,
+    /// Its client has as many connections as it may have.
+    Crowd,
+    /// There was no descriptor for it.
+    NoDescriptor,
 }
 
 impl Refusal {
-    const ALL: [Self; 2] = [Self::Stranger, Self::NoHeader];
+    const ALL: [Self; 4] = [Self::Stranger, Self::NoHeader, Self::Crowd, Self::NoDescriptor];
 
     const fn label(self) -> &'static str {
         match self {
             Self::Stranger => "proxy_protocol_stranger",
             Self::NoHeader => "proxy_protocol_malformed",
+            Self::Crowd => "client_connections",
+            Self::NoDescriptor => "no_descriptor",
         }
     }
 }
 
 /// What a connection takes of what there is for all.
-pub(super) type Taken = (Place, Reserved);
+pub(super) type Taken = ([Place; 2], Reserved);
 
 /// What was found out about a socket before its session begins.
 struct Arrival {
@@ -65,11 +74,18 @@ struct Arrival {
     local: Option<SocketAddr>,
     /// What was read after the header.
     seen: BytesMut,
-    held: (Taken, Open),
+    taken: Taken,
+    open: Open,
 }
 
 impl Arrivals {
-    pub(super) fn new(entry: Arc<Entry>, bound: Bound, endings: Arc<Endings>, registry: &Registry) -> Self {
+    pub(super) fn new(
+        entry: Arc<Entry>,
+        bound: Bound,
+        clients: Clients,
+        endings: Arc<Endings>,
+        registry: &Registry,
+    ) -> Self {
         let listener = ("listener", bound.name());
         let help = "Client connections closed before anything was served.";
         let refused = Refusal::ALL.map(|refusal| {
@@ -78,7 +94,9 @@ impl Arrivals {
         let open = registry.gauge("headworks_connections", "Client connections that are open.", &[listener]);
         let accepted = registry.counter("headworks_connections_total", "Client connections accepted.", &[listener]);
         let handshakes = Arc::new(Failures::new(bound.name(), registry));
-        Self { entry, bound, open, accepted, refused, endings, handshakes }
+        let help = "Failures to accept a client's connection.";
+        let errors = registry.counter("headworks_accept_errors_total", help, &[listener]);
+        Self { entry, bound, clients, open, accepted, errors, refused, endings, handshakes }
     }
 
     pub(super) fn bound(&self) -> &Bound {
@@ -95,14 +113,15 @@ impl Arrivals {
     /// Lets a socket in, or closes it.
     pub(super) fn enter(self: &Arc<Self>, socket: Socket, taken: Taken) {
         self.accepted.inc();
-        let held = (taken, Open::new(&self.open));
+        let open = Open::new(&self.open);
         let (peer, local) = (socket.peer(), socket.local());
-        let arrival = Arrival { socket, peer, local, seen: BytesMut::new(), held };
+        let arrival = Arrival { socket, peer, local, seen: BytesMut::new(), taken, open };
         let snapshot = self.entry.current.load();
         let headers = &self.door(&snapshot).settings.proxy_protocol;
         if headers.is_empty() {
-            let (session, handshake) = self.session(arrival, &snapshot);
-            self.entry.tasks.spawn(session.run(handshake));
+            if let Some((session, handshake)) = self.session(arrival, &snapshot) {
+                self.entry.tasks.spawn(session.run(handshake));
+            }
         } else if headers.contain(peer.map(|peer| peer.ip())) {
             let arrivals = Arc::clone(self);
             self.entry.tasks.spawn(async move { arrivals.enter_by_header(arrival).await });
@@ -127,20 +146,32 @@ impl Arrivals {
             Err(_) if arrival.seen.is_empty() => return,
             Err(error) => return self.refuse(Refusal::NoHeader, arrival.peer, &error),
         }
-        let (session, handshake) = self.session(arrival, &self.entry.current.load());
-        session.run(handshake).await;
+        let session = self.session(arrival, &self.entry.current.load());
+        if let Some((session, handshake)) = session {
+            session.run(handshake).await;
+        }
     }
 
-    /// A connection, and what it takes from the snapshot in force: its limits, and the certificates of its door.
-    fn session(&self, arrival: Arrival, snapshot: &Snapshot) -> (Session, Option<Handshake>) {
-        let Arrival { socket, peer, local, seen, held } = arrival;
+    /// A connection, and what it takes from the snapshot in force: its limits, and the certificates of its door. None
+    /// when its client has enough of them.
+    fn session(&self, arrival: Arrival, snapshot: &Snapshot) -> Option<(Session, Option<Handshake>)> {
+        let Arrival { socket, peer, local, seen, taken, open } = arrival;
         let (limits, door) = (snapshot.limits, self.door(snapshot));
+        let address = peer.map(|peer| peer.ip());
+        let trusted = snapshot.trusts(address);
+        // A trusted proxy comes for many, and who comes over a unix socket is on this machine.
+        let counted = address.filter(|_| !trusted);
+        let counted = counted.map(|address| self.clients.take(address, limits.max_connections_per_client));
+        if let Some(None) = counted {
+            self.refuse(Refusal::Crowd, peer, "its client has enough connections");
+            return None;
+        }
         let handshake = door.tls.clone().map(|acceptor| Handshake { acceptor, failures: Arc::clone(&self.handshakes) });
         socket.prepare(limits);
         let name = Arc::clone(&door.settings.name);
         let mut connection = Connection::new(name, peer, local, handshake.is_some(), limits.stall_timeout);
-        connection.trusted = snapshot.trusts(peer.map(|peer| peer.ip()));
-        connection.hold(held);
+        connection.trusted = trusted;
+        connection.hold((taken, open, counted));
         let session = Session {
             entry: Arc::clone(&self.entry),
             shutdown: self.bound.shutdown.clone(),
@@ -150,7 +181,22 @@ impl Arrivals {
             socket: Arc::new(socket),
             seen,
         };
-        (session, handshake)
+        Some((session, handshake))
+    }
+
+    /// How many connections this listener may have.
+    pub(super) fn max_connections(&self) -> usize {
+        self.door(&self.entry.current.load()).settings.max_connections.unwrap_or(usize::MAX)
+    }
+
+    /// Accepting has failed.
+    pub(super) fn count_error(&self) {
+        self.errors.inc();
+    }
+
+    /// A client that cannot be served is about to be closed.
+    pub(super) fn turn_away(&self, socket: &Socket) {
+        self.refuse(Refusal::NoDescriptor, socket.peer(), "there is no descriptor");
     }
 
     fn door<'a>(&'a self, snapshot: &'a Snapshot) -> &'a crate::snapshot::Door {

@@ -6,23 +6,28 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{Instant, timeout};
+
 use super::arrivals::Arrivals;
+use super::clients::Clients;
 use super::endings::Endings;
 use super::entry::Entry;
 use super::listeners::Bound;
 use super::memory;
-use super::places::Places;
+use super::places::{Place, Places};
+use super::shortage::{Shortage, Trouble};
 use super::shutdown::Shutdown;
 use crate::metrics::Registry;
 
-/// How long to wait when the process is out of descriptors: some connection must end first.
-const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
+/// How often a listener that is full looks whether its cap has changed.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What all listeners share.
 #[derive(Debug)]
 pub struct Server {
     entry: Arc<Entry>,
     places: Places,
+    clients: Clients,
     endings: Arc<Endings>,
     registry: Registry,
 }
@@ -32,7 +37,7 @@ impl Server {
     #[must_use]
     pub fn new(entry: Arc<Entry>, max_connections: usize, registry: Registry) -> Self {
         let endings = Arc::new(Endings::new(&registry));
-        Self { entry, places: Places::new(max_connections), endings, registry }
+        Self { entry, places: Places::new(max_connections), clients: Clients::default(), endings, registry }
     }
 
     /// Sets how many connections there may be. Those above a lower number are left to end by themselves.
@@ -51,32 +56,32 @@ impl Server {
 
     /// Accepts until the listener is closed or the drain begins.
     pub(super) async fn serve(&self, bound: Bound) {
-        let arrivals =
-            Arc::new(Arrivals::new(Arc::clone(&self.entry), bound, Arc::clone(&self.endings), &self.registry));
+        let (entry, endings) = (Arc::clone(&self.entry), Arc::clone(&self.endings));
+        let arrivals = Arc::new(Arrivals::new(entry, bound, self.clients.clone(), endings, &self.registry));
         let bound = arrivals.bound();
+        let places = Places::new(arrivals.max_connections());
+        let mut shortage = Shortage::new();
         loop {
             let next = async {
-                let accepted = bound.socket.accept().await;
-                let place = self.places.take().await;
-                (accepted, place, self.entry.connections.memory().admit(arrivals.share()).await)
+                let socket = bound.socket.accept().await?;
+                let places = [own_place(&places, &arrivals).await, self.places.take().await];
+                let reserved = self.entry.connections.memory().admit(arrivals.share()).await;
+                Ok((socket, (places, reserved)))
             };
-            let (accepted, place, reserved) = tokio::select! {
+            let accepted: io::Result<_> = tokio::select! {
                 () = bound.shutdown.drain.cancelled() => return,
                 next = next => next,
             };
             match accepted {
-                Ok(socket) => arrivals.enter(socket, (place, reserved)),
-                Err(error) => self.pause(bound, &error).await,
+                Ok((socket, taken)) => {
+                    shortage.is_over();
+                    arrivals.enter(socket, taken);
+                }
+                Err(error) => tokio::select! {
+                    () = bound.shutdown.drain.cancelled() => return,
+                    () = wait_out(&arrivals, &mut shortage, &error) => {}
+                },
             }
-        }
-    }
-
-    /// One connection's failure is its own; a shortage is waited out, since accepting again at once would spin.
-    async fn pause(&self, bound: &Bound, error: &io::Error) {
-        use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-        if !matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
-            tracing::warn!(listener = bound.name(), %error, "cannot accept");
-            tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
         }
     }
 
@@ -92,7 +97,37 @@ impl Server {
         }
         let left = tasks.len();
         self.entry.shutdown.cut.cancel();
-        drop(tokio::time::timeout(Duration::from_secs(1), tasks.ended()).await);
+        drop(timeout(Duration::from_secs(1), tasks.ended()).await);
         left
+    }
+}
+
+/// A place among those of the listener, whose number is the door's in force.
+async fn own_place(places: &Places, arrivals: &Arrivals) -> Place {
+    loop {
+        places.set_cap(arrivals.max_connections());
+        if let Ok(place) = timeout(LOOK_AGAIN, places.take()).await {
+            return place;
+        }
+    }
+}
+
+/// One connection's failure is its own; a shortage is waited out, since accepting again at once would spin.
+async fn wait_out(arrivals: &Arrivals, shortage: &mut Shortage, error: &io::Error) {
+    arrivals.count_error();
+    if Trouble::of(error) == Trouble::Connection {
+        return;
+    }
+    let listener = arrivals.bound().name();
+    if let Some(times) = shortage.speak(Instant::now()) {
+        tracing::warn!(listener, %error, times, "cannot accept: clients wait, and some are turned away");
+    }
+    if shortage.wait().await {
+        tokio::select! {
+            biased;
+            accepted = arrivals.bound().socket.accept() => if let Ok(socket) = accepted { arrivals.turn_away(&socket) },
+            () = std::future::ready(()) => {}
+        }
+        shortage.refill();
     }
 }

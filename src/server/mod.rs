@@ -8,6 +8,8 @@
 //! | `proxy_protocol.rs` | what a balancer says of its client, parsed |
 //! | `socket.rs` | a client's socket, TCP or unix, and its options |
 //! | `listeners.rs` | opens and closes listeners as the configuration wants them |
+//! | `clients.rs` | how many connections each client has |
+//! | `shortage.rs` | what is done when nothing can be accepted |
 //! | `places.rs` | the cap on connections, which may change |
 //! | `tls.rs` | certificates by SNI, ALPN, whose certificates clients show |
 //! | `handshake.rs` | the TLS handshake, and how it fails |
@@ -28,6 +30,7 @@
 
 mod arrivals;
 mod bind;
+mod clients;
 mod connection;
 mod deadlines;
 mod drive;
@@ -43,6 +46,7 @@ mod memory;
 mod places;
 mod plain;
 pub mod proxy_protocol;
+mod shortage;
 mod shutdown;
 mod socket;
 mod stream_task;

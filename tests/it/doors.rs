@@ -1,4 +1,4 @@
-//! Where clients come in: unix sockets, and balancers that speak for their clients.
+//! Where clients come in: unix sockets, balancers that speak for their clients, and how many may come.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -233,4 +233,111 @@ async fn who_must_send_a_header_and_does_not_is_closed() {
     assert!(stranger.read_to_end().await.map_or(0, |said| said.len()) == 0, "a word from whom nobody knows");
     assert!((refused(&proxy, "proxy_protocol_stranger") - 1.0).abs() < 0.1);
     assert!(origin.seen().is_empty());
+}
+
+/// Whether a connection is closed before it has said a word.
+async fn is_turned_away(client: &mut Raw) -> bool {
+    !client.is_silent(Duration::from_millis(200)).await
+}
+
+#[tokio::test]
+async fn a_client_has_only_so_many_connections() {
+    let origin = Origin::h1();
+    let proxy = Proxy::from_toml(&format!(
+        "[server]\nmax_connections_per_client = 2\ntrusted_proxies = [\"192.0.2.200\"]\n\
+         [[server.listener]]\nname = \"front\"\naddress = \"127.0.0.1:0\"\nproxy_protocol = \"127.0.0.1\"\n\
+         [[server.listener]]\nname = \"plain\"\naddress = \"127.0.0.1:0\"\n\
+         [upstream.app]\nendpoints = [\"{}\"]\n[[route]]\nupstream = \"app\"\n",
+        origin.url()
+    ));
+    let enter = async |header: &str| {
+        let mut client = Raw::connect(proxy.addr("front")).await;
+        client.send(format!("{header}\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n")).await;
+        let begins = client.read_n_or_reset(12).await;
+        (begins == b"HTTP/1.1 200").then_some(client)
+    };
+    let v6 = |source: &str| format!("PROXY TCP6 {source} ::1 1 2");
+    let v4 = |source: &str| format!("PROXY TCP4 {source} 127.0.0.1 1 2");
+    let [one, other] = [v6("2001:db8::1"), v6("2001:db8::2")];
+    let first = enter(&one).await.expect("the first");
+    let _second = enter(&other).await.expect("the second");
+    assert!(enter(&one).await.is_none(), "a third of one /64");
+    let _stranger = enter(&v6("2001:db8:0:1::1")).await.expect("another /64");
+    let _stranger = enter(&v4("192.0.2.1")).await.expect("another address");
+    let mut trusted = Vec::new();
+    for _ in 0..4 {
+        trusted.push(enter(&v4("192.0.2.200")).await.expect("a trusted proxy"));
+    }
+    assert!((refused(&proxy, "client_connections") - 1.0).abs() < 0.1);
+    drop(first);
+    let open = || proxy.metric("headworks_connections", &[("listener", "front")]);
+    assert!(eventually(|| open() < 7.5, SOON).await);
+    let _third = enter(&one).await.expect("the first one's place");
+
+    // Over all listeners together, and before the client has said anything.
+    let _plain = [Raw::connect(proxy.addr("plain")).await, Raw::connect(proxy.addr("plain")).await];
+    let count = || proxy.metric("headworks_connections", &[("listener", "plain")]);
+    assert!(eventually(|| count() > 1.5, SOON).await);
+    let mut late = Raw::connect(proxy.addr("plain")).await;
+    assert!(is_turned_away(&mut late).await);
+    assert!(enter(&v4("127.0.0.1")).await.is_none(), "the same client by another door");
+}
+
+#[tokio::test]
+async fn a_listener_has_only_so_many_connections() {
+    let origin = Origin::h1();
+    let proxy = Proxy::from_toml(&format!(
+        "[[server.listener]]\nname = \"a\"\naddress = \"127.0.0.1:0\"\nmax_connections = 1\n\
+         [[server.listener]]\nname = \"b\"\naddress = \"127.0.0.1:0\"\n\
+         [upstream.app]\nendpoints = [\"{}\"]\n[[route]]\nupstream = \"app\"\n",
+        origin.url()
+    ));
+    let mut first = Raw::connect(proxy.addr("a")).await;
+    first.get("/").await;
+    assert_eq!(first.head().await.0, 200);
+    let mut second = Raw::connect(proxy.addr("a")).await;
+    second.get("/").await;
+    assert!(second.is_silent(Duration::from_millis(200)).await, "two where there is one place");
+    let mut elsewhere = Raw::connect(proxy.addr("b")).await;
+    elsewhere.get("/").await;
+    assert_eq!(elsewhere.head().await.0, 200);
+    drop(first);
+    assert_eq!(second.head().await.0, 200, "it waited its turn");
+}
+
+#[tokio::test]
+async fn a_shortage_of_descriptors_is_outlived() {
+    let origin = Origin::h1();
+    let proxy = Proxy::with_descriptors(
+        &format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\n[upstream.app]\nendpoints = [\"{}\"]\n[[route]]\nupstream = \"app\"\n",
+            origin.url()
+        ),
+        48,
+    );
+    let mut served = Raw::connect(proxy.public()).await;
+    served.get("/").await;
+    assert_eq!(served.head().await.0, 200);
+    let mut flood = Vec::new();
+    for _ in 0..60 {
+        flood.push(Raw::connect(proxy.public()).await);
+    }
+    // The last to come is still told, for none of the others leaves.
+    let mut last = flood.pop().unwrap();
+    assert!(last.read_n_or_reset(1).await.is_empty(), "nobody serves it");
+    served.read_n(2).await;
+    served.get("/").await;
+    assert_eq!(served.head().await.0, 200, "who is in is served on");
+    drop((flood, last));
+    let errors = || proxy.metric("headworks_accept_errors_total", &[]);
+    let open = || proxy.metric("headworks_connections", &[]);
+    assert!(eventually(|| open() < 1.5, SOON).await);
+    assert!(
+        errors() > 0.5 && proxy.metric("headworks_connections_refused_total", &[("reason", "no_descriptor")]) > 0.5
+    );
+    let said = proxy.log().lines().filter(|line| line.contains("cannot accept: clients wait")).count();
+    assert!((1..=2).contains(&said), "{}", proxy.log());
+    let mut next = Raw::connect(proxy.public()).await;
+    next.get("/").await;
+    assert_eq!(next.head().await.0, 200, "and life goes on");
 }

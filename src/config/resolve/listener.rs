@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use super::Unique;
+use super::{Unique, count};
 use crate::config::decode::Context;
 use crate::config::error::Problem;
 use crate::config::file;
@@ -46,7 +46,15 @@ pub(super) fn listeners(
 
 /// A listener of the short form, with all that the long form's keys would say by default.
 fn plain(name: Arc<str>, address: ListenAddress) -> Listener {
-    Listener { name, address, mode: MODE, proxy_protocol: Peers::default(), tls: Vec::new(), client_auth: None }
+    Listener {
+        name,
+        address,
+        mode: MODE,
+        proxy_protocol: Peers::default(),
+        max_connections: None,
+        tls: Vec::new(),
+        client_auth: None,
+    }
 }
 
 fn one(listener: file::Listener, unique: &mut Unique, cx: &mut Context<'_>) -> Option<Listener> {
@@ -72,6 +80,7 @@ fn one(listener: file::Listener, unique: &mut Unique, cx: &mut Context<'_>) -> O
     Some(Listener {
         mode: listener.mode.map_or(MODE, |mode| mode.value.0),
         proxy_protocol: listener.proxy_protocol.map_or_else(Peers::default, |peers| peers.value),
+        max_connections: listener.max_connections.map(|most| count(most.0).get()),
         client_auth: listener.client_auth.and_then(client_auth),
         tls: listener.tls.items.into_iter().filter_map(pair).collect(),
         ..plain(name.value.0, address.value)

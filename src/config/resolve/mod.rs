@@ -65,6 +65,10 @@ fn server(
         threads: server.threads.0.map(|threads| count(threads.0).get()),
         trusted_proxies: server.trusted_proxies,
         max_connections: count(server.max_connections.0).get(),
+        max_connections_per_client: match server.max_connections_per_client.0 {
+            Some(most) => count(most.0).get(),
+            None => (count(server.max_connections.0).get() / 4).max(256),
+        },
         header_timeout: server.timeout.header.0,
         idle_timeout: server.timeout.idle.0,
         max_age: server.timeout.age.0,

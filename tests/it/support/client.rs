@@ -168,6 +168,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
         Some(self.kept.drain(..count).collect())
     }
 
+    /// So many bytes, or what there is when the peer closes, in whatever way.
+    pub(crate) async fn read_n_or_reset(&mut self, count: usize) -> Vec<u8> {
+        while self.kept.len() < count && self.take().await.is_ok_and(|count| count > 0) {}
+        let count = count.min(self.kept.len());
+        self.kept.drain(..count).collect()
+    }
+
     /// Everything up to the end of the connection; an error when it was reset.
     pub(crate) async fn read_to_end(&mut self) -> io::Result<Vec<u8>> {
         while self.take().await? > 0 {}

@@ -49,6 +49,18 @@ impl Proxy {
         Self::start(command, expected, dir, &text)
     }
 
+    /// The same, with so few descriptors.
+    pub(crate) fn with_descriptors(text: &str, most: u32) -> Self {
+        let (text, expected) = complete(text);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("headworks.toml");
+        std::fs::write(&file, &text).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &most.to_string(), PROGRAM, "run", "--config"]);
+        command.arg(&file);
+        Self::start(command, expected, dir, &text)
+    }
+
     /// Starts the program with these arguments and waits for `expected` listeners.
     pub(crate) fn with_args(args: &[&str], expected: usize) -> Self {
         let mut command = Command::new(PROGRAM);
