@@ -8,6 +8,7 @@
 //! | `access.rs` | who may ask: tokens, and browsers that are led here |
 //! | `reply.rs` | text for people and JSON for programs |
 //! | `streams.rs` `connections.rs` | what is open, and how to end it |
+//! | `upstreams.rs` | credits, queue and connections of each endpoint |
 //! | `select.rs` | how many rows are shown, and which |
 //! | `process.rs` | memory, descriptors and processor time, read when asked for |
 //! | `serve.rs` | the port |
@@ -20,6 +21,7 @@ mod reply;
 mod select;
 mod serve;
 mod streams;
+mod upstreams;
 mod verbs;
 
 use std::fmt;
@@ -109,6 +111,7 @@ impl Admin {
             Verb::Live | Verb::Ready => Ok(Reply::Text("ok\n".into())),
             Verb::Stack => Ok(Reply::Text(operator.stack())),
             Verb::Config => config_page(operator.config()),
+            Verb::Upstreams => Ok(upstreams::list(&operator.upstreams())),
             Verb::EndConnection => connections::end(&self.connections, word),
             Verb::CancelStream => streams::cancel(&self.connections, word),
             Verb::Connections | Verb::Streams => Err(Denied::not_found("these are asked for with a selection")),
@@ -122,6 +125,7 @@ impl Admin {
 
     fn metrics(&self) -> String {
         let mut page = self.registry.encode();
+        upstreams::encode(&self.operator.upstreams(), &mut page);
         process::encode(&mut page, self.connections.memory());
         page
     }

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use http::StatusCode;
 use serde_json::Value;
 
 use super::reply::Reply;
+use crate::upstream::Upstream;
 
 /// An answer that takes its time. What it does must survive being dropped half-way: the operator may leave.
 pub type Later<'a> = Pin<Box<dyn Future<Output = Result<Reply, Denied>> + Send + 'a>>;
@@ -21,6 +23,9 @@ pub trait Operator: Send + Sync {
 
     /// The layers of every route, in order.
     fn stack(&self) -> String;
+
+    /// The upstreams in force.
+    fn upstreams(&self) -> Vec<Arc<Upstream>>;
 
     /// Every key of the configuration in force with its value, secrets hidden.
     fn config(&self) -> Value;

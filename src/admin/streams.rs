@@ -1,7 +1,6 @@
 //! `/streams`: every exchange under way, be it one answer, a stream or a tunnel.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -91,7 +90,7 @@ fn row(exchange: &RequestContext, now: Instant) -> Vec<Value> {
         state(exchange).into(),
         notes.status().map_or(Value::Null, |status| status.as_u16().into()),
         seconds(now.saturating_duration_since(exchange.received_at())),
-        notes.received.get().map_or(0, |received| received.load(Relaxed)).into(),
+        notes.bytes_in().into(),
         notes.sent.get().into(),
         silent(exchange, now).map_or(Value::Null, seconds),
         stalled(exchange, now).map_or(Value::Null, seconds),

@@ -16,6 +16,9 @@ impl Operator for Desk {
     fn stack(&self) -> String {
         "route chat\n".into()
     }
+    fn upstreams(&self) -> Vec<Arc<crate::upstream::Upstream>> {
+        Vec::new()
+    }
     fn config(&self) -> serde_json::Value {
         serde_json::json!({ "server": { "threads": "auto", "listener": [], "mode": null } })
     }

@@ -29,6 +29,10 @@ impl Operator for Desk {
         explain::all(&self.current.load().config)
     }
 
+    fn upstreams(&self) -> Vec<Arc<Upstream>> {
+        self.current.load().upstreams.clone()
+    }
+
     fn config(&self) -> serde_json::Value {
         self.current.load().config.effective.clone()
     }

@@ -29,7 +29,7 @@ pub struct Notes {
     pub stall: Elapsed,
     /// What it asks for.
     pub asked: OnceLock<Asked>,
-    /// Bytes of the request's body so far; absent when it has none.
+    /// Bytes of the request's body so far, or of the client's side of a tunnel; absent when there is none.
     pub received: OnceLock<Arc<AtomicU64>>,
     /// Bytes of the answer's body that were handed to the client so far.
     pub sent: Count,
@@ -52,6 +52,17 @@ impl Notes {
     #[must_use]
     pub fn reason(&self) -> Option<Reason> {
         self.reason.get()
+    }
+
+    /// Bytes came from the client: for what has no body that counts them, a tunnel.
+    pub fn receive(&self, bytes: usize) {
+        self.received.get_or_init(Arc::default).fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Bytes that came from the client so far.
+    #[must_use]
+    pub fn bytes_in(&self) -> u64 {
+        self.received.get().map_or(0, |received| received.load(Relaxed))
     }
 
     /// The head of the answer has this status.

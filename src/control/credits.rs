@@ -271,6 +271,19 @@ impl<W> Ledger<W> {
         self.accounts.get(endpoint).map_or(0, |account| account.used())
     }
 
+    /// The credits of an endpoint: how many of a class are out, and how many there are. None when streams have none of
+    /// their own.
+    #[must_use]
+    pub fn credits_of(&self, endpoint: usize, class: Class) -> Option<(usize, usize)> {
+        let account = self.accounts.get(endpoint)?;
+        match class {
+            // As long as there is one class, what began in the other counts here.
+            Class::Unary if !self.apart => Some((account.used(), account.unary.limit)),
+            Class::Unary => Some((account.unary.used, account.unary.limit)),
+            Class::Stream => self.apart.then_some((account.stream.used, account.stream.limit)),
+        }
+    }
+
     /// The class whose credits are taken for `class`.
     fn effective(&self, class: Class) -> Class {
         if self.apart { class } else { Class::Unary }

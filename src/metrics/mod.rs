@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use histogram::Histogram;
 pub use number::{Counter, Gauge};
-pub use text::{Kind, name_fault, write_head};
+pub use text::{Kind, labels as write_labels, name_fault, write_head};
 
 /// All metrics of the process; a cheap clone, passed by constructor.
 #[derive(Clone, Debug, Default)]

@@ -68,7 +68,8 @@ pub(super) fn sample(out: &mut String, name: &str, suffix: &str, labels: &str, v
 }
 
 /// Labels as they are printed, without braces.
-pub(super) fn labels(labels: Labels<'_>) -> String {
+#[must_use]
+pub fn labels(labels: Labels<'_>) -> String {
     let mut out = String::new();
     for (name, value) in labels {
         let comma = if out.is_empty() { "" } else { "," };

@@ -82,12 +82,13 @@ pub(super) fn start(
                     () = poll_fn(|cx| context.poll_cut(cx)) => Reason::Cancelled,
                 }
             };
+            let heard = |bytes: &[u8]| context.notes().receive(bytes.len());
             let passed = |bytes: &[u8]| body.tell(bytes);
             let Some(writer) = writer else {
                 return tokio::select! {
                     biased;
                     reason = cut => End::Failed(reason),
-                    end = tunnel::carry(client, upstream, idle, passed) => end,
+                    end = tunnel::carry(client, upstream, idle, heard, passed) => end,
                 };
             };
             let mut client = Patient::new(client, writer.clone(), stall);
@@ -95,7 +96,7 @@ pub(super) fn start(
                 biased;
                 reason = cut => End::Failed(reason),
                 () = writer.lost() => End::Failed(context.connection().cut().unwrap_or(Reason::ClientGone)),
-                end = tunnel::carry(&mut client, upstream, idle, passed) => end,
+                end = tunnel::carry(&mut client, upstream, idle, heard, passed) => end,
             };
             // The writer first: one that merely loses its tunnel would end the stream as if all had been said.
             writer.cut().await;

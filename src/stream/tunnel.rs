@@ -19,19 +19,24 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 /// Bytes a direction may hold.
 const BUFFER: usize = 8 * 1024;
 
-/// Carries bytes until the tunnel ends, and says how it ended. `passed` learns of what went to the client.
+/// Carries bytes until the tunnel ends, and says how it ended. `heard` learns of what came from the client, `passed` of
+/// what went to it.
 ///
 /// Dropping the future closes both sides.
 pub async fn carry(
     client: impl AsyncRead + AsyncWrite,
     upstream: impl AsyncRead + AsyncWrite,
     idle: Option<Duration>,
+    mut heard: impl FnMut(&[u8]),
     mut passed: impl FnMut(&[u8]),
 ) -> End {
     let active = Activity::new();
     let (from_client, to_client) = tokio::io::split(client);
     let (from_upstream, to_upstream) = tokio::io::split(upstream);
-    let up = pump(from_client, to_upstream, |_| active.note());
+    let up = pump(from_client, to_upstream, |bytes| {
+        active.note();
+        heard(bytes);
+    });
     let down = pump(from_upstream, to_client, |bytes| {
         active.note();
         passed(bytes);
@@ -160,8 +165,8 @@ mod tests {
     async fn each_side_may_finish_after_the_other() {
         let (mut client, near) = duplex(64);
         let (far, mut upstream) = duplex(64);
-        let mut down = 0;
-        let tunnel = carry(near, far, IDLE, |bytes| down += bytes.len());
+        let (mut up, mut down) = (0, 0);
+        let tunnel = carry(near, far, IDLE, |bytes| up += bytes.len(), |bytes| down += bytes.len());
         let talk = async {
             client.write_all(b"last words").await.expect("open");
             client.shutdown().await.expect("open");
@@ -175,7 +180,7 @@ mod tests {
             assert_eq!(heard, "answer");
         };
         let (end, ()) = tokio::join!(tunnel, talk);
-        assert_eq!((end, down), (End::Complete, 6));
+        assert_eq!((end, up, down), (End::Complete, 10, 6));
     }
 
     #[tokio::test(start_paused = true)]
@@ -184,7 +189,7 @@ mod tests {
         let (far, _upstream) = duplex(64);
         client.shutdown().await.expect("open");
         let began = Instant::now();
-        let end = carry(near, far, None, |_| ()).await;
+        let end = carry(near, far, None, |_| (), |_| ()).await;
         assert_eq!((end, began.elapsed()), (End::Failed(Reason::UpstreamStalled), LAST_WORDS));
     }
 
@@ -198,7 +203,7 @@ mod tests {
             client.write_all(b"x").await.expect("open");
             std::future::pending::<()>().await;
         };
-        let end = tokio::select! { end = carry(near, far, IDLE, |_| ()) => end, () = talk => unreachable!("it waits") };
+        let end = tokio::select! { end = carry(near, far, IDLE, |_| (), |_| ()) => end, () = talk => unreachable!("it waits") };
         assert_eq!((end, began.elapsed().as_secs()), (End::Failed(Reason::UpstreamStalled), 16));
     }
 }

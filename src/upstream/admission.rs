@@ -79,6 +79,19 @@ pub struct EndpointState {
     pub is_draining: bool,
     /// Its credits that are out.
     pub in_flight: usize,
+    /// Those of requests.
+    pub unary: Credits,
+    /// Those of streams, where they have their own.
+    pub streams: Option<Credits>,
+}
+
+/// Credits of one class of an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Credits {
+    /// How many are out.
+    pub used: usize,
+    /// How many there are.
+    pub limit: usize,
 }
 
 impl Admission {
@@ -109,12 +122,24 @@ impl Admission {
     #[must_use]
     pub fn endpoints(&self) -> Vec<EndpointState> {
         let books = self.0.books();
+        let credits = |account, class| {
+            let found = books.ledger.credits_of(account, class);
+            found.map(|(used, limit)| Credits { used, limit })
+        };
         let state = |(account, endpoint, is_draining): (usize, &Arc<Endpoint>, bool)| EndpointState {
             endpoint: Arc::clone(endpoint),
             is_draining,
             in_flight: books.ledger.used_by(account),
+            unary: credits(account, Class::Unary).unwrap_or_default(),
+            streams: credits(account, Class::Stream),
         };
         books.members().map(state).collect()
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.0.books().ledger.waiting()
     }
 
     /// Limits have changed: hands out what is free, or sends everybody home when nothing will be.

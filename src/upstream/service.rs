@@ -86,6 +86,12 @@ impl Upstream {
         self.admission.endpoints()
     }
 
+    /// How many requests wait for a credit.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.admission.waiting()
+    }
+
     /// Begins the drain of an endpoint, or ends it: a draining one gets no more requests, those it has go on, and its
     /// idle connections are closed. False when it is not among the endpoints.
     pub fn set_draining(&self, endpoint: &Arc<Endpoint>, is_draining: bool) -> bool {

@@ -166,10 +166,14 @@ async fn a_tunnel_is_cancelled() {
     client.send("hello").await;
     client.until("hello").await;
     let row = stream(&proxy, "/tunnel", |row| row["kind"] == "tunnel" && row["state"] == "answering").await;
+    assert_eq!((&row["bytes_in"], &row["bytes_out"]), (&5.into(), &5.into()));
     assert_eq!(rows(&proxy, "/connections")[0]["tunnel"], true);
     cancel(&proxy, &row);
     let _ = client.read_to_end().await;
-    assert_eq!(proxy.logged("/tunnel").await["reason"], "cancelled_by_operator");
+    let line = proxy.logged("/tunnel").await;
+    assert_eq!(line["reason"], "cancelled_by_operator");
+    assert_eq!((&line["bytes_in"], &line["bytes_out"]), (&5.into(), &5.into()));
+    assert!((proxy.metric("headworks_request_bytes_total", &[("route", "all")]) - 5.0).abs() < 0.1);
     assert!(eventually(|| rows(&proxy, "/connections").is_empty(), SOON).await);
 }
 
@@ -199,4 +203,32 @@ async fn connections_are_shown_and_ended() {
     assert_eq!(proxy.logged("/hold").await["reason"], "cancelled_by_operator");
     assert_eq!(proxy.ask_admin("DELETE", "/connections/0", "").0, 404);
     assert_eq!(get(proxy.public(), "/delay/1").await.status, 200);
+}
+
+#[tokio::test]
+async fn upstreams_show_credits_queue_and_connections() {
+    let origin = Origin::h1();
+    let proxy = proxy(&origin.url());
+    let mut clients = Vec::new();
+    for (path, asked) in [("/hang", 1), ("/hang", 2), ("/queued", 2)] {
+        let mut client = Raw::connect(proxy.public()).await;
+        client.get(path).await;
+        assert!(eventually(|| origin.in_flight() == asked, SOON).await);
+        clients.push(client);
+    }
+    let row = || rows(&proxy, "/upstreams").remove(0);
+    assert!(eventually(|| row()["queued"] == 1 && row()["connections"] == 2, SOON).await, "{}", row());
+    let row = row();
+    assert_eq!(
+        (&row["upstream"], &row["endpoint"], &row["state"]),
+        (&"app".into(), &origin.url().into(), &"serving".into())
+    );
+    assert_eq!((&row["credits_used"], &row["credits_limit"]), (&2.into(), &2.into()));
+    assert_eq!((&row["streams_used"], &row["streams_limit"]), (&0.into(), &4.into()));
+    let endpoint = origin.url();
+    let labels = [("upstream", "app"), ("endpoint", endpoint.as_str())];
+    assert!((proxy.metric("headworks_pool_connections", &labels) - 2.0).abs() < 0.1);
+    drop(clients);
+    let idle = || proxy.metric("headworks_pool_cancelled_total", &labels) >= 2.0;
+    assert!(eventually(idle, SOON).await, "those who left are not counted");
 }

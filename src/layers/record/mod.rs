@@ -123,7 +123,8 @@ struct Exchange {
     facts: Option<Facts>,
     /// HEAD, whose answers have no body: whoever drops one unread has lost nothing.
     is_head: bool,
-    received: Option<Arc<AtomicU64>>,
+    /// Bytes that the client sent in a tunnel and the metric has counted; none when a body counts what it sends.
+    counted: Option<u64>,
     status: Option<StatusCode>,
     /// The head was that of our own refusal or failure: a whole answer, whatever its reason.
     is_refusal: bool,
@@ -147,7 +148,7 @@ impl Exchange {
         let mut exchange = Self {
             facts: route.log.is_some().then(|| Facts::of(&request)),
             is_head: request.method() == Method::HEAD,
-            received: None,
+            counted: Some(0),
             status: None,
             is_refusal: false,
             closed: false,
@@ -158,7 +159,7 @@ impl Exchange {
         if !request.body().is_end_stream() {
             let received = Arc::new(AtomicU64::new(0));
             let _ = exchange.context.notes().received.set(Arc::clone(&received));
-            exchange.received = Some(Arc::clone(&received));
+            exchange.counted = None;
             let total = exchange.route.request_bytes.clone();
             let upload = Upload { received, total, context: exchange.context.clone() };
             request = request.map(|body| body.watch(Box::new(upload)));
@@ -181,6 +182,7 @@ impl Exchange {
             return;
         }
         self.context.ends();
+        self.count_received();
         let notes = self.context.notes();
         match end {
             End::Complete => {}
@@ -202,11 +204,22 @@ impl Exchange {
                 host: &facts.host,
                 protocol: facts.protocol,
                 status,
-                bytes_in: self.received.as_ref().map_or(0, |received| received.load(Relaxed)),
+                bytes_in: notes.bytes_in(),
                 bytes_out: notes.sent.get(),
                 total,
                 user_agent: facts.user_agent.as_deref(),
             });
+        }
+    }
+
+    /// Counts what the client has said in a tunnel, whenever something else is to be counted.
+    fn count_received(&mut self) {
+        if let Some(counted) = &mut self.counted {
+            let received = self.context.notes().bytes_in();
+            if received > *counted {
+                self.route.request_bytes.add(received - *counted);
+                *counted = received;
+            }
         }
     }
 
@@ -224,6 +237,7 @@ impl Watch for Exchange {
         notes.sent.add(count);
         notes.silent_since.clear();
         self.route.response_bytes.add(count);
+        self.count_received();
     }
 
     fn silent(&mut self, since: Instant) {
