@@ -26,7 +26,7 @@ const SIZE_UNITS: [(&str, u64); 7] = [
 const PERIODS: [(&[&str], u64); 3] = [(&["s", "sec", "second"], 1), (&["min", "minute"], 60), (&["h", "hour"], 3600)];
 
 /// Reads `250ms`, `2s`, `1m30s` or `1h`: whole numbers, each unit at most once, larger units first.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let mut rest = text;
     let mut millis: u64 = 0;
     let mut units = TIME_UNITS.iter();
@@ -68,7 +68,7 @@ pub fn show_duration(duration: Duration) -> String {
 }
 
 /// Reads `64KiB`, `1MB` or a plain number of bytes.
-pub(super) fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     let (amount, unit) = number(text).ok_or("a size is a whole number and a unit")?;
     let factor = match unit.trim_start() {
         "" => 1,
@@ -89,7 +89,7 @@ pub fn show_size(bytes: u64) -> String {
 }
 
 /// Reads `60/min`: an amount that is not zero, and a period.
-pub(super) fn rate(text: &str) -> Result<(NonZeroU32, Duration), String> {
+pub fn rate(text: &str) -> Result<(NonZeroU32, Duration), String> {
     let (amount, period) = text.split_once('/').ok_or("a rate is an amount, `/` and a period")?;
     let (amount, rest) = number(amount.trim()).ok_or("a rate's amount is a whole number")?;
     if !rest.is_empty() {

@@ -21,7 +21,7 @@ mod memory;
 mod notes;
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -164,6 +164,14 @@ impl ExtendedConnect {
 pub fn asked_authority<'a>(target: &'a Uri, headers: &'a HeaderMap) -> &'a str {
     let field = || headers.get(HOST).and_then(|host| host.to_str().ok());
     target.authority().map(Authority::as_str).or_else(field).unwrap_or_default()
+}
+
+/// An address in `X-Forwarded-For`; some proxies add the port.
+#[must_use]
+pub fn hop_address(hop: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(hop).ok()?.trim();
+    let bare = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip())).or_else(bare)
 }
 
 /// What follows `prefix` in a path; none when it begins otherwise. An escaped character that needed no escape is the

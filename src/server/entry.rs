@@ -1,6 +1,6 @@
 //! Where a request begins: its context is made, its route found, and after an answer of 101 its tunnel started.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -13,7 +13,7 @@ use super::shutdown::Shutdown;
 use super::switch::{self, Client};
 use super::writer;
 use crate::body::Body;
-use crate::context::{Connection, Connections, Request, RequestContext, RequestId, Response, Shares};
+use crate::context::{Connection, Connections, Request, RequestContext, RequestId, Response, Shares, hop_address};
 use crate::entropy;
 use crate::error::Reason;
 use crate::snapshot::{Current, Leaf};
@@ -103,7 +103,7 @@ impl Entry {
         // From the right, as far as it can be read: what stands left of something unreadable is anybody's word.
         let lines = request.headers().get_all("x-forwarded-for").iter().rev();
         for hop in lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b',')) {
-            let Some(address) = address(hop) else { break };
+            let Some(address) = hop_address(hop) else { break };
             client = Some(address.to_canonical());
             if !snapshot.trusts(client) {
                 break;
@@ -111,13 +111,6 @@ impl Entry {
         }
         client
     }
-}
-
-/// An address in `X-Forwarded-For`; some proxies add the port.
-fn address(hop: &[u8]) -> Option<IpAddr> {
-    let text = std::str::from_utf8(hop).ok()?.trim();
-    let bare = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
-    text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip())).or_else(bare)
 }
 
 /// What a request may hold.

@@ -44,7 +44,7 @@ mod listener;
 mod listeners;
 mod memory;
 mod places;
-mod plain;
+pub mod plain;
 pub mod proxy_protocol;
 mod shortage;
 mod shutdown;

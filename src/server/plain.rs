@@ -14,7 +14,9 @@ use crate::context::ExtendedConnect;
 /// Whether the request says once and well-formed what it is for (RFC 9112, section 3.2; RFC 9113, section 8.3.1), and
 /// asks for a path that nobody has to resolve first.
 pub(super) fn is_unambiguous(request: &Parts) -> bool {
-    names_one_host(request) && is_plain_path(request) && (request.version != Version::HTTP_2 || is_plain_h2(request))
+    names_one_host(request)
+        && is_plain_path(request.uri.path().as_bytes())
+        && (request.version != Version::HTTP_2 || is_plain_h2(request))
 }
 
 fn names_one_host(request: &Parts) -> bool {
@@ -60,8 +62,8 @@ fn is_authority(authority: &[u8]) -> bool {
 
 /// Whether every part of the path means itself. Dot segments are resolved by some and not by others, and some take an
 /// escaped slash, a backslash or a path parameter for the end of a segment; behind NUL some see nothing.
-fn is_plain_path(request: &Parts) -> bool {
-    let path = request.uri.path().as_bytes();
+#[must_use]
+pub fn is_plain_path(path: &[u8]) -> bool {
     // Nearly all paths.
     if !path.iter().any(|byte| matches!(byte, b'.' | b'%' | b'\\')) {
         return true;
