@@ -53,13 +53,19 @@ impl Snapshot {
     #[must_use]
     pub fn new(config: &Arc<Config>, shared: &Shared, doors: Vec<Arc<Door>>, generation: u64) -> Self {
         let stall_timeout = config.server.stream.stall_timeout;
-        let leaf = |name: &Arc<str>, stall_timeout, idle, service| {
-            Arc::new(Leaf { name: Arc::clone(name), stall_timeout, idle, service })
+        let refuse = |reason| {
+            let service = stack::refuse(reason, shared);
+            Arc::new(Leaf { name: "-".into(), stall_timeout, idle: None, allow_half_close: false, service })
         };
-        let refuse = |reason| leaf(&"-".into(), stall_timeout, None, stack::refuse(reason, shared));
         let routes = config.routes.iter().map(|route| {
-            let service = stack::route(route, shared);
-            (route.matcher.clone(), leaf(&route.name, route.stall_timeout, route.timeout.idle, service))
+            let leaf = Leaf {
+                name: Arc::clone(&route.name),
+                stall_timeout: route.stall_timeout,
+                idle: route.timeout.idle,
+                allow_half_close: route.allow_half_close,
+                service: stack::route(route, shared),
+            };
+            (route.matcher.clone(), Arc::new(leaf))
         });
         Self {
             generation,
@@ -128,6 +134,8 @@ pub struct Limits {
     pub max_header_size: usize,
     /// Fields of a request head at most.
     pub max_headers: usize,
+    /// Whether any route serves clients that have closed their sending half.
+    pub half_close: bool,
     /// How long a client may take nothing, where no route says otherwise.
     pub stall_timeout: Duration,
     /// The longest that any route allows.
@@ -152,6 +160,7 @@ impl Limits {
             max_streams: server.max_streams,
             max_header_size: server.max_header_size,
             max_headers: server.max_headers,
+            half_close: config.routes.iter().any(|route| route.allow_half_close),
             stall_timeout: server.stream.stall_timeout,
             longest_stall: stalls.fold(server.stream.stall_timeout, Duration::max),
         }
@@ -166,6 +175,8 @@ pub struct Leaf {
     pub stall_timeout: Duration,
     /// Longest silence in a tunnel.
     pub idle: Option<Duration>,
+    /// Whether a client of HTTP/1.1 that has closed its sending half still waits for its answer.
+    pub allow_half_close: bool,
     /// Its layers.
     pub service: RouteService,
 }

@@ -248,6 +248,8 @@ section! {
         replace_prefix: Located<Prefix>, optional;
         /// Protocols that a client may switch to; "h2c" is never passed on.
         upgrade: Many<Switch>, default = ["websocket"];
+        /// Whether a client of HTTP/1.1 that closes its sending half still waits for its answer.
+        allow_half_close: Flag, default = false;
         /// Fields set, added and removed.
         headers: Headers, default = {};
         /// Rates per key; all must have room.

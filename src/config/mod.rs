@@ -242,6 +242,8 @@ pub struct Route {
     pub stall_timeout: Duration,
     /// What the body of a request is held to.
     pub upload: UploadBounds,
+    /// Whether a client that closes its sending half still waits for its answer.
+    pub allow_half_close: bool,
 }
 
 impl Route {

@@ -57,6 +57,8 @@ pub struct Connection {
     refused_after: AtomicU64,
     /// Whether the end of an answer may be the end of the connection: HTTP/1.0 knows no other.
     close_delimited: AtomicBool,
+    /// Whether the request under way outlives the client's sending half.
+    half_close: AtomicBool,
     oversight: Oversight,
     client_cert: OnceLock<Box<ClientCert>>,
     held: Held,
@@ -104,6 +106,7 @@ impl Connection {
             refused: FirstReason::default(),
             refused_after: AtomicU64::new(0),
             close_delimited: AtomicBool::new(false),
+            half_close: AtomicBool::new(false),
             oversight: Oversight::default(),
             client_cert: OnceLock::new(),
             held: Held::default(),
@@ -169,6 +172,17 @@ impl Connection {
     /// A request came in HTTP/1.0, whose answer may end with the connection.
     pub fn expect_close(&self) {
         self.close_delimited.store(true, Relaxed);
+    }
+
+    /// Whether the request under way outlives the client's sending half. Only where one request is served at a time.
+    pub fn allow_half_close(&self, is_allowed: bool) {
+        self.half_close.store(is_allowed, Relaxed);
+    }
+
+    /// Whether a client that has closed its sending half still waits for its answer.
+    #[must_use]
+    pub fn allows_half_close(&self) -> bool {
+        self.half_close.load(Relaxed)
     }
 
     /// Whether the client may take the end of the connection for the end of an answer.

@@ -116,6 +116,7 @@ impl Session {
         }
         let connection = http1
             .timer(TokioTimer::new())
+            .half_close(self.limits.half_close) // then `gone` alone tells, and the route decides
             .header_read_timeout(None) // also cuts idle connections; `Deadlines` tells the two apart
             .serve_connection(TokioIo::new(io), service)
             .with_upgrades();

@@ -3,6 +3,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use super::connection::Session;
 use super::deadlines::{Deadlines, Overdue};
 use super::endings::Ending;
 use super::frames::Frames;
-use super::io::gone;
+use super::io::{gone, lost};
+use super::socket::Socket;
 use crate::context::Connection;
 use crate::error::Reason;
 
@@ -28,6 +30,8 @@ impl Session {
             overdue: Some(Box::pin(deadlines.pass(&self.connection, frames))),
             gone: Box::pin(gone(&self.socket)),
             has_gone: false,
+            socket: Arc::clone(&self.socket),
+            lost: None,
             heads_are_held: C::HEADS_ARE_HELD,
         };
         let mut until = self.serve_until(connection.as_mut(), &mut client, self.shutdown.drain.cancelled()).await;
@@ -157,16 +161,32 @@ struct Client<O, G> {
     overdue: Option<Pin<Box<O>>>,
     gone: Pin<Box<G>>,
     has_gone: bool,
+    socket: Arc<Socket>,
+    /// Asked where a closed half is not the end.
+    lost: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// As in [`Drive`].
     heads_are_held: bool,
 }
 
 impl<O: Future<Output = Overdue>, G: Future<Output = ()>> Client<O, G> {
+    /// Whether the client, which has closed its sending half, still waits for the answer.
+    fn is_awaited(&mut self, connection: &Connection, cx: &mut Context<'_>) -> bool {
+        if !connection.allows_half_close() {
+            return false;
+        }
+        let socket = &self.socket;
+        let lost = self.lost.get_or_insert_with(|| {
+            let socket = Arc::clone(socket);
+            Box::pin(async move { lost(&socket).await })
+        });
+        lost.as_mut().poll(cx).is_pending()
+    }
+
     /// Ready when there is nobody left to serve, or nothing to serve.
     fn poll_end(&mut self, connection: &Connection, cx: &mut Context<'_>) -> Poll<Until> {
         self.has_gone = self.has_gone || self.gone.as_mut().poll(cx).is_ready();
         // What a client said before it went hyper may still read and serve, but nothing is waited for.
-        if self.has_gone && connection.active() > 0 {
+        if self.has_gone && connection.active() > 0 && !self.is_awaited(connection, cx) {
             return Poll::Ready(Until::Over(Ending::ClientGone));
         }
         let Some(overdue) = &mut self.overdue else { return Poll::Pending };

@@ -70,6 +70,9 @@ impl Entry {
         };
         prepare(&context, &leaf);
         let connection = Arc::clone(context.connection());
+        if parts.version != Version::HTTP_2 {
+            connection.allow_half_close(leaf.allow_half_close);
+        }
         if parts.version == Version::HTTP_10 {
             connection.expect_close();
         }

@@ -225,3 +225,13 @@ pub(super) async fn gone(socket: &Socket) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
+
+/// Waits until nobody can be answered any more: a client that has closed its sending half only is still there.
+pub(super) async fn lost(socket: &Socket) {
+    while let Ok(ready) = socket.ready(Interest::ERROR).await {
+        if ready.is_write_closed() || ready.is_error() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}

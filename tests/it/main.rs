@@ -56,5 +56,6 @@ mod timeouts;
 mod tls_front;
 mod tls_upstream;
 mod uploads;
+mod vanished;
 mod websocket;
 mod websocket_h2;

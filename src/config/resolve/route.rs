@@ -55,6 +55,7 @@ fn implied(known: &Known<'_>, cx: &mut Context<'_>) -> Option<Route> {
             timeout: upstream.timeout,
             stall_timeout: known.stream.stall_timeout,
             upload: known.stream.upload,
+            allow_half_close: false,
         });
     }
     // An upstream that could not be read has been told about; that it is missing is only the consequence.
@@ -106,6 +107,7 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
         headers,
         rate_limits,
         timeout: timeouts(table.timeout, base),
+        allow_half_close: table.allow_half_close.0,
         upload: upload(table.max_body_size, &table.stream, known.stream.upload),
         stall_timeout: table.stream.stall_timeout.map_or(known.stream.stall_timeout, |time| time.0),
         action,
