@@ -12,6 +12,7 @@ use super::reply::{Reply, Rows};
 use super::select::{Largest, Selection};
 use crate::body::kind::Kind;
 use crate::context::{Connections, Protocol, RequestContext, RequestId};
+use crate::error::Reason;
 
 const COLUMNS: &[&str] = &[
     "id",
@@ -68,7 +69,7 @@ pub(super) fn cancel(connections: &Connections, id: &str) -> Result<Reply, Denie
             found = connection.exchanges().into_iter().find(|exchange| exchange.id() == id);
         }
     });
-    let exchange = found.filter(RequestContext::cancel).ok_or_else(gone)?;
+    let exchange = found.filter(|exchange| exchange.cancel(Reason::Cancelled)).ok_or_else(gone)?;
     tracing::info!(request = %id, route = exchange.notes().route.get().map(|name| &**name), "cancelled by an operator");
     Ok(Reply::Facts(vec![("cancelled", id.to_string().into())]))
 }

@@ -21,7 +21,7 @@ use crate::config::{self, Config, ListenAddress};
 use crate::context::Connections;
 use crate::metrics::Registry;
 use crate::reload::{Handle, House, Parts, SetLevel, Trigger};
-use crate::server::{self, Entry, Listeners, Prepared, Server};
+use crate::server::{self, Cut, Entry, Grace, Listeners, Prepared, Server};
 use crate::snapshot::Current;
 use crate::tasks;
 use desk::Desk;
@@ -140,12 +140,13 @@ impl App {
 
     /// Serves and follows `orders` until one says to stop, then drains: not ready, no new connections, grace for what is
     /// in flight. A second order to stop ends the grace.
-    pub async fn run(self, mut orders: impl AsyncFnMut() -> Order) {
-        self.listeners.apply(self.prepared);
-        if let Some(Ok(address)) = self.admin.as_ref().map(admin::Bound::address) {
+    pub async fn run(mut self, mut orders: impl AsyncFnMut() -> Order) {
+        self.listeners.apply(std::mem::take(&mut self.prepared));
+        let admin = self.admin.take();
+        if let Some(Ok(address)) = admin.as_ref().map(admin::Bound::address) {
             tracing::info!(listener = "admin", %address, "listening");
         }
-        let admin = self.admin.map(|bound| tasks::spawn(bound.serve()));
+        let admin = admin.map(|bound| tasks::spawn(bound.serve()));
         let watch = tasks::spawn(self.reload.clone().watch());
         self.ready.store(true, Relaxed);
         while orders().await == Order::Reload {
@@ -153,17 +154,34 @@ impl App {
         }
         drop(watch);
         self.ready.store(false, Relaxed);
-        let grace = self.current.load().config.server.grace;
-        tracing::info!(?grace, "draining");
-        let hurry = async { while orders().await != Order::Stop {} };
-        let cut = self.server.drain(grace, hurry).await;
-        if cut > 0 {
-            tracing::warn!(cut, "connections, streams and tunnels were cut at the end of the grace time");
-        }
+        self.drain(async { while orders().await != Order::Stop {} }).await;
         drop((self.listeners, admin));
         if let Some(log) = self.access_log {
             log.close();
         }
         tracing::info!("stopped");
+    }
+
+    async fn drain(&self, hurry: impl Future<Output = ()>) {
+        let mut hurry = std::pin::pin!(hurry);
+        let (delay, grace) = {
+            let server = &self.current.load().config.server;
+            (server.drain_delay, Grace { requests: server.grace, streams: server.stream_grace })
+        };
+        tracing::info!(?delay, grace = ?grace.requests, stream_grace = ?grace.streams, "draining");
+        let hurried = tokio::select! {
+            () = tokio::time::sleep(delay) => false,
+            () = &mut hurry => true,
+        };
+        let hurry = async {
+            if !hurried {
+                hurry.await;
+            }
+        };
+        let cut = self.server.drain(grace, hurry).await;
+        if cut != Cut::default() {
+            let Cut { requests, streams } = cut;
+            tracing::warn!(requests, streams, "requests and streams were cut at the end of the grace time");
+        }
     }
 }

@@ -70,6 +70,10 @@ section! {
         timeout: ServerTimeout, default = {};
         /// At shutdown, the time for requests in flight to end.
         grace: Wait, default = "30s";
+        /// The same for event streams, gRPC and tunnels, which may need more or deserve less; absent, as `grace`.
+        stream_grace: Wait, optional;
+        /// At shutdown, how long requests are still taken while /ready says no: until balancers have noticed.
+        drain_delay: Wait, default = "0s";
         /// How often this file and those it names are looked at for another content, which is then taken up; or "off".
         watch: OrOff, default = "2s";
         /// Listeners with a name or with TLS.

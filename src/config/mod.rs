@@ -129,6 +129,10 @@ pub struct Server {
     pub max_headers: usize,
     /// At shutdown: time for requests in flight to end.
     pub grace: Duration,
+    /// The same for streams and tunnels.
+    pub stream_grace: Duration,
+    /// At shutdown: time between being not ready and accepting nothing more.
+    pub drain_delay: Duration,
     /// How often files are looked at for a change; none: never.
     pub watch: Option<Duration>,
     /// `[stream]`

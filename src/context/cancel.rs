@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::RequestContext;
 use super::connection::Protocol;
+use super::notes::FirstReason;
 use crate::error::Reason;
 
 const CANCELLED: u8 = 1;
@@ -22,6 +23,7 @@ const OVER: u8 = 16;
 #[derive(Debug, Default)]
 pub(super) struct Fate {
     bits: AtomicU8,
+    why: FirstReason,
     /// The task of the exchange, where that is not its connection's.
     task: Mutex<Option<Waker>>,
 }
@@ -43,7 +45,8 @@ impl Fate {
 impl RequestContext {
     /// Cancels the exchange. False when it was over already.
     #[must_use]
-    pub fn cancel(&self) -> bool {
+    pub fn cancel(&self, why: Reason) -> bool {
+        self.0.fate.why.set(why);
         let before = self.0.fate.set(CANCELLED);
         if before & OVER != 0 {
             return false;
@@ -56,10 +59,10 @@ impl RequestContext {
         true
     }
 
-    /// Whether the upstream's answer is not waited for any more.
+    /// Why the upstream's answer is not waited for any more; none while it is.
     #[must_use]
-    pub fn is_cancelled(&self) -> bool {
-        self.0.fate.has(CANCELLED)
+    pub fn cancelled(&self) -> Option<Reason> {
+        if self.0.fate.has(CANCELLED) { self.0.fate.why.get() } else { None }
     }
 
     /// The client is told by an answer.
@@ -102,10 +105,11 @@ impl RequestContext {
 
     /// Ends the exchange at once, with its connection or by itself.
     pub fn cut(&self) {
-        self.notes().set_reason(Reason::Cancelled);
+        let why = self.0.fate.why.get().unwrap_or(Reason::Cancelled);
+        self.notes().set_reason(why);
         self.0.fate.set(CUT);
         if self.connection().protocol() != Some(Protocol::Http2) {
-            self.connection().end(Reason::Cancelled);
+            self.connection().end(why);
         }
         self.wake();
     }
@@ -135,11 +139,11 @@ mod tests {
     #[test]
     fn before_the_head_it_is_answered_and_the_connection_lives() {
         let exchange = exchange(Protocol::Http1);
-        assert!(exchange.cancel() && exchange.is_cancelled() && !exchange.is_cut());
+        assert!(exchange.cancel(Reason::Cancelled) && exchange.cancelled().is_some() && !exchange.is_cut());
         exchange.answer_cancelled();
         exchange.head_goes_out();
         assert!(!exchange.is_cut() && !exchange.connection().is_ended());
-        assert!(exchange.cancel(), "once more cuts what the client does not take");
+        assert!(exchange.cancel(Reason::Cancelled), "once more cuts what the client does not take");
         assert!(exchange.is_cut());
     }
 
@@ -148,7 +152,7 @@ mod tests {
         for (protocol, with_connection) in [(Protocol::Http1, true), (Protocol::Http2, false)] {
             let exchange = exchange(protocol);
             exchange.head_goes_out();
-            assert!(exchange.cancel() && exchange.is_cut());
+            assert!(exchange.cancel(Reason::Cancelled) && exchange.is_cut());
             assert_eq!(exchange.connection().is_ended(), with_connection);
             assert_eq!(exchange.notes().reason(), Some(Reason::Cancelled));
         }
@@ -157,7 +161,7 @@ mod tests {
     #[test]
     fn a_head_that_crosses_the_word_is_cut() {
         let exchange = exchange(Protocol::Http1);
-        assert!(exchange.cancel());
+        assert!(exchange.cancel(Reason::Cancelled));
         exchange.head_goes_out(); // nobody had looked
         assert!(exchange.is_cut());
     }
@@ -167,7 +171,7 @@ mod tests {
         let exchange = exchange(Protocol::Http1);
         exchange.head_goes_out();
         exchange.ends();
-        assert!(!exchange.cancel() && !exchange.is_cut() && !exchange.connection().is_ended());
+        assert!(!exchange.cancel(Reason::Cancelled) && !exchange.is_cut() && !exchange.connection().is_ended());
     }
 
     #[test]

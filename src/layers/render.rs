@@ -76,12 +76,13 @@ impl<F: Future<Output = Result<Response, ProxyError>>> Future for Rendering<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         // Nothing below is polled again; it ends when this future is dropped, right after the answer.
-        let result = match this.context {
-            Some(context) if context.is_cancelled() => {
+        let cancelled = this.context.as_ref().and_then(|context| Some((context, context.cancelled()?)));
+        let result = match cancelled {
+            Some((context, reason)) => {
                 context.answer_cancelled();
-                Err(Reason::Cancelled.into())
+                Err(reason.into())
             }
-            _ => ready!(this.inner.poll(cx)),
+            None => ready!(this.inner.poll(cx)),
         };
         Poll::Ready(Ok(match result {
             Ok(response) => response,

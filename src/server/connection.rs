@@ -36,6 +36,9 @@ use crate::snapshot::Limits;
 const LARGEST_WINDOW: u32 = 1 << 30;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// How long a request may be on its way when the drain begins.
+pub(super) const LAST_CALL: Duration = Duration::from_millis(100);
+
 /// Serves a connection to its end.
 pub(super) struct Session {
     pub(super) entry: Arc<Entry>,
@@ -76,12 +79,18 @@ impl Session {
         GuardedIo::new(Arc::clone(&self.socket), Arc::clone(&self.connection), seen.freeze())
     }
 
-    /// What comes before the first request: bounded in time, and not worth waiting for when the proxy drains.
+    /// What comes before the first request: bounded in time, and not worth more than a moment when the proxy drains.
     pub(super) async fn in_time<T>(&self, opening: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             opened = timeout(self.limits.header_timeout, opening) => opened.ok(),
-            () = self.shutdown.drain.cancelled() => None,
+            () = self.last_call() => None,
         }
+    }
+
+    /// Ends a moment after the drain has begun: what a client sent before it could know is on its way.
+    async fn last_call(&self) {
+        self.shutdown.drain.cancelled().await;
+        tokio::time::sleep(LAST_CALL).await;
     }
 
     /// What a head may measure.

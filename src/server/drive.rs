@@ -10,7 +10,7 @@ use std::time::Duration;
 use hyper::server::conn::{http1, http2};
 use tokio::time::timeout;
 
-use super::connection::Session;
+use super::connection::{LAST_CALL, Session};
 use super::deadlines::{Deadlines, Overdue};
 use super::endings::Ending;
 use super::frames::Frames;
@@ -35,6 +35,11 @@ impl Session {
             heads_are_held: C::HEADS_ARE_HELD,
         };
         let mut until = self.serve_until(connection.as_mut(), &mut client, self.shutdown.drain.cancelled()).await;
+        if matches!(until, Until::Quiet(Ending::Drained)) && self.connection.active() == 0 {
+            // A request may be on its way, and hyper closes an HTTP/1.1 connection that idles without another look.
+            let served = self.serve_until(connection.as_mut(), &mut client, self.shutdown.cut.cancelled());
+            until = timeout(LAST_CALL, served).await.unwrap_or(Until::Quiet(Ending::Drained));
+        }
         if let Until::Quiet(ending) = until {
             client.overdue = None;
             if C::HEADS_ARE_HELD && self.head_is_under_way() {
@@ -121,7 +126,8 @@ impl Session {
         poll_fn(|cx| {
             self.connection.driven_by(cx.waker());
             if self.connection.is_ended() {
-                return Poll::Ready(Until::Over(Ending::Cancelled));
+                let drained = self.connection.cut() == Some(Reason::Drained);
+                return Poll::Ready(Until::Over(if drained { Ending::Drained } else { Ending::Cancelled }));
             }
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
                 // Our body broke off, and to this client the end of the connection would look like the body's.

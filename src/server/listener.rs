@@ -1,15 +1,15 @@
 //! Accepts. Once all places are taken each listener holds one accepted connection back and accepts no more:
 //! what is too much waits in the kernel's backlog and not in memory.
 
-use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::arrivals::Arrivals;
 use super::clients::Clients;
+use super::connection::LAST_CALL;
 use super::endings::Endings;
 use super::entry::Entry;
 use super::listeners::Bound;
@@ -21,6 +21,9 @@ use crate::metrics::Registry;
 
 /// How often a listener that is full looks whether its cap has changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// After so long without a connection there is none that waits.
+const QUEUE_IS_EMPTY: Duration = Duration::from_millis(10);
 
 /// What all listeners share.
 #[derive(Debug)]
@@ -50,17 +53,23 @@ impl Server {
         self.entry.connections.memory().set_limit(bytes.unwrap_or_else(memory::auto));
     }
 
+    pub(super) fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
     pub(super) fn shutdown(&self) -> &Shutdown {
         &self.entry.shutdown
     }
 
-    /// Accepts until the listener is closed or the drain begins.
+    /// Accepts until the listener is closed or the drain begins, and then those who stand in the kernel's queue, for a
+    /// moment: they have been let in already as far as they know, and would see a reset.
     pub(super) async fn serve(&self, bound: Bound) {
         let (entry, endings) = (Arc::clone(&self.entry), Arc::clone(&self.endings));
         let arrivals = Arc::new(Arrivals::new(entry, bound, self.clients.clone(), endings, &self.registry));
         let bound = arrivals.bound();
         let places = Places::new(arrivals.max_connections());
         let mut shortage = Shortage::new();
+        let mut ends_at = None;
         loop {
             let next = async {
                 let socket = bound.socket.accept().await?;
@@ -68,9 +77,14 @@ impl Server {
                 let reserved = self.entry.connections.memory().admit(arrivals.share()).await;
                 Ok((socket, (places, reserved)))
             };
+            let last = async {
+                bound.shutdown.drain.cancelled().await;
+                let end = *ends_at.get_or_insert_with(|| Instant::now() + LAST_CALL);
+                sleep_until(end.min(Instant::now() + QUEUE_IS_EMPTY)).await;
+            };
             let accepted: io::Result<_> = tokio::select! {
-                () = bound.shutdown.drain.cancelled() => return,
                 next = next => next,
+                () = last => return,
             };
             match accepted {
                 Ok((socket, taken)) => {
@@ -83,22 +97,6 @@ impl Server {
                 },
             }
         }
-    }
-
-    /// Stops accepting, asks clients to go, waits for `grace` or until `hurry`, and cuts what is left. Returns how many
-    /// connections, streams and tunnels were cut.
-    pub async fn drain(&self, grace: Duration, hurry: impl Future<Output = ()>) -> usize {
-        self.entry.shutdown.drain.cancel();
-        let tasks = &self.entry.tasks;
-        tokio::select! {
-            () = tasks.ended() => return 0,
-            () = tokio::time::sleep(grace) => {}
-            () = hurry => {}
-        }
-        let left = tasks.len();
-        self.entry.shutdown.cut.cancel();
-        drop(timeout(Duration::from_secs(1), tasks.ended()).await);
-        left
     }
 }
 

@@ -10,7 +10,6 @@ use super::listener::Server;
 use super::shutdown::Shutdown;
 use crate::config::{self, ListenAddress};
 use crate::snapshot::Door;
-use crate::tasks::{self, Task};
 
 /// All listeners of the proxy.
 #[derive(Debug)]
@@ -28,7 +27,6 @@ struct Open {
     socket: Arc<Listening>,
     /// Its own part of the proxy's end.
     shutdown: Shutdown,
-    serving: Task,
 }
 
 /// A socket that is bound and not yet served.
@@ -47,7 +45,7 @@ impl Bound {
 }
 
 /// What a configuration wants, all its sockets bound.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Prepared(Vec<Wanted>);
 
 #[derive(Debug)]
@@ -131,13 +129,12 @@ impl Listeners {
             let shutdown = self.server.shutdown().part();
             let bound = Bound { door, socket: Arc::clone(&socket), shutdown: shutdown.clone() };
             let server = Arc::clone(&self.server);
-            let serving = tasks::spawn(async move { server.serve(bound).await });
-            open.push(Open { name, address, socket, shutdown, serving });
+            self.server.entry().tasks.spawn(async move { server.serve(bound).await });
+            open.push(Open { name, address, socket, shutdown });
         }
-        for Open { name, shutdown, serving, .. } in before {
+        for Open { name, shutdown, .. } in before {
             tracing::info!(listener = %name, "closed");
             shutdown.drain.cancel();
-            drop(serving);
         }
     }
 

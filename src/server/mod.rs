@@ -22,6 +22,7 @@
 //! | `io.rs` | the socket that cuts a stalled client |
 //! | [`http1`] | reads HTTP/1.1 strictly, before hyper does |
 //! | `stream_task.rs` | h2 streams that are cut one by one |
+//! | `drain.rs` | the end: grace, and a word for each that is cut |
 //! | `shutdown.rs` | when connections must end |
 //! | `plain.rs` | which requests can be read in one way only, whichever version brought them |
 //! | `entry.rs` | makes a request's context, finds its route |
@@ -33,6 +34,7 @@ mod bind;
 mod clients;
 mod connection;
 mod deadlines;
+mod drain;
 mod drive;
 mod endings;
 mod entry;
@@ -55,6 +57,7 @@ mod tls;
 mod writer;
 
 pub(crate) use bind::Listening;
+pub use drain::{Cut, Grace};
 pub use entry::Entry;
 pub use listener::Server;
 pub use listeners::{BindError, Listeners, Prepared};

@@ -79,7 +79,7 @@ pub(super) fn start(
             let cut = async {
                 tokio::select! {
                     () = shutdown.cut.cancelled() => Reason::Drained,
-                    () = poll_fn(|cx| context.poll_cut(cx)) => Reason::Cancelled,
+                    () = poll_fn(|cx| context.poll_cut(cx)) => context.cancelled().unwrap_or(Reason::Cancelled),
                 }
             };
             let heard = |bytes: &[u8]| context.notes().receive(bytes.len());

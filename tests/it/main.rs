@@ -32,6 +32,7 @@ mod connections;
 mod corpus;
 mod docs;
 mod doors;
+mod drain;
 mod duties;
 mod expectations;
 mod floods;

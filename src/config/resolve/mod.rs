@@ -79,6 +79,8 @@ fn server(
         max_header_size: server.max_header_size.0,
         max_headers: count(server.max_headers.0).get(),
         grace: server.grace.0,
+        stream_grace: server.stream_grace.unwrap_or(server.grace).0,
+        drain_delay: server.drain_delay.0,
         watch: server.watch.0,
         stream,
     }
