@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Admin;
 use crate::config::{self, ListenAddress};
-use crate::server::{Listening, Socket};
+use crate::server::{Inherited, Listening, Socket};
 use crate::tasks::{self, Task};
 
 /// Connections at most. Scrapers and people need few.
@@ -29,19 +29,28 @@ const HEAD: usize = 16 * 1024;
 
 /// The admin port, bound and not yet served.
 pub struct Bound {
-    listener: Listening,
+    listener: Arc<Listening>,
     pages: Arc<Admin>,
 }
 
 /// Opens the admin port.
-pub fn bind(settings: &config::Admin, pages: Admin) -> io::Result<Bound> {
-    Ok(Bound { listener: Listening::at(&settings.listen, settings.mode)?, pages: Arc::new(pages) })
+pub fn bind(settings: &config::Admin, inherited: &Inherited, pages: Admin) -> io::Result<Bound> {
+    let listener = match inherited.take(&settings.listen, "admin") {
+        Some(inherited) => inherited,
+        None => Listening::at(&settings.listen, settings.mode)?,
+    };
+    Ok(Bound { listener: Arc::new(listener), pages: Arc::new(pages) })
 }
 
 impl Bound {
     /// Where it listens.
     pub fn address(&self) -> io::Result<ListenAddress> {
         self.listener.address()
+    }
+
+    /// The socket.
+    pub(crate) fn socket(&self) -> Arc<Listening> {
+        Arc::clone(&self.listener)
     }
 
     /// Serves for as long as the future is kept.

@@ -3,15 +3,20 @@
 //! | file | does |
 //! |---|---|
 //! | `mod.rs` | [`App`]: build, run, drain |
+//! | `upgrade.rs` | hands the sockets over to another version of the program |
+//! | `notify.rs` | tells systemd, or the program before this one, how it is |
 //! | `desk.rs` | what the operator can ask for on the admin port |
 
 mod desk;
+mod notify;
+mod upgrade;
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
@@ -21,10 +26,12 @@ use crate::config::{self, Config, ListenAddress};
 use crate::context::Connections;
 use crate::metrics::Registry;
 use crate::reload::{Handle, House, Parts, SetLevel, Trigger};
-use crate::server::{self, Cut, Entry, Grace, Listeners, Prepared, Server};
+use crate::server::{self, Cut, Entry, Grace, Inherited, Listeners, Listening, Prepared, Server};
 use crate::snapshot::Current;
 use crate::tasks;
 use desk::Desk;
+use notify::Notifier;
+use upgrade::Program;
 
 /// What an app is built from.
 pub struct Setup {
@@ -32,6 +39,8 @@ pub struct Setup {
     pub config: Config,
     /// Where that was read; none when it came from the command line, and cannot be read again.
     pub source: Option<PathBuf>,
+    /// Sockets that need not be bound.
+    pub inherited: Inherited,
     /// Sets the filter of the event log.
     pub set_level: SetLevel,
 }
@@ -49,6 +58,8 @@ pub enum Order {
     Stop,
     /// Read the configuration anew.
     Reload,
+    /// Hand over to another process of the program, then drain.
+    Upgrade,
 }
 
 /// Everything is built and bound; nothing is served yet.
@@ -62,6 +73,9 @@ pub struct App {
     admin: Option<admin::Bound>,
     ready: Arc<AtomicBool>,
     access_log: Option<AccessLog>,
+    inherited: Arc<Inherited>,
+    notifier: Notifier,
+    program: Option<Program>,
 }
 
 /// The proxy could not start.
@@ -89,6 +103,7 @@ impl App {
     /// Builds all parts and binds all addresses.
     pub fn build(setup: Setup) -> Result<Self, StartError> {
         let config = Arc::new(setup.config);
+        let inherited = Arc::new(setup.inherited);
         let registry = Registry::new();
         let access_log = match config.log.access {
             config::AccessLog::Off => None,
@@ -109,7 +124,7 @@ impl App {
         });
         let server = Arc::new(Server::new(entry, config.server.max_connections, registry.clone()));
         server.set_memory(config.server.memory);
-        let listeners = Arc::new(Listeners::new(Arc::clone(&server)));
+        let listeners = Arc::new(Listeners::new(Arc::clone(&server), Arc::clone(&inherited)));
         let prepared = listeners
             .prepare(&doors)
             .map_err(|error| StartError::new(format!("cannot listen on {}", error.what), error.cause))?;
@@ -122,12 +137,27 @@ impl App {
             None => None,
             Some(settings) => {
                 let pages = Admin::new(settings, registry, Arc::new(desk), connections);
-                let bound = admin::bind(settings, pages);
+                let bound = admin::bind(settings, &inherited, pages);
                 let what = || format!("cannot listen on {} (admin)", settings.listen);
                 Some(bound.map_err(|error| StartError::new(what(), error))?)
             }
         };
-        Ok(Self { current, server, listeners, prepared, reload, admin, ready, access_log })
+        // As it is written now: a relative path means another file after a change of folder.
+        let program = Program::current().inspect_err(|error| tracing::warn!(%error, "cannot be upgraded")).ok();
+        let notifier = Notifier::from_env();
+        Ok(Self {
+            current,
+            server,
+            listeners,
+            prepared,
+            reload,
+            admin,
+            ready,
+            access_log,
+            inherited,
+            notifier,
+            program,
+        })
     }
 
     /// Where each listener is bound, by name; the admin port as `admin`.
@@ -138,23 +168,38 @@ impl App {
         addresses
     }
 
-    /// Serves and follows `orders` until one says to stop, then drains: not ready, no new connections, grace for what is
-    /// in flight. A second order to stop ends the grace.
+    /// Serves and follows `orders` until one says to stop, or another process has taken over; then drains: not ready, no
+    /// new connections, grace for what is in flight. A further order to stop ends the grace.
     pub async fn run(mut self, mut orders: impl AsyncFnMut() -> Order) {
         self.listeners.apply(std::mem::take(&mut self.prepared));
         let admin = self.admin.take();
         if let Some(Ok(address)) = admin.as_ref().map(admin::Bound::address) {
             tracing::info!(listener = "admin", %address, "listening");
         }
-        let admin = admin.map(|bound| tasks::spawn(bound.serve()));
+        self.inherited.close_rest();
+        let admin_socket = admin.as_ref().map(admin::Bound::socket);
+        let mut admin = admin.map(|bound| tasks::spawn(bound.serve()));
         let watch = tasks::spawn(self.reload.clone().watch());
         self.ready.store(true, Relaxed);
-        while orders().await == Order::Reload {
-            self.reload.reload(Trigger::Signal).await;
-        }
+        self.notifier.ready();
+        let heir = self.until_stop(&mut orders, admin_socket.as_deref()).await;
         drop(watch);
         self.ready.store(false, Relaxed);
-        self.drain(async { while orders().await != Order::Stop {} }).await;
+        match heir {
+            None => self.notifier.say("STOPPING=1"),
+            Some(pid) => {
+                tracing::info!(pid, "handed over");
+                self.notifier.say(&format!("MAINPID={pid}"));
+                // Operators ask the one that serves; and its files of sockets are the same.
+                admin = None;
+                self.listeners.keep_files();
+                if let Some(socket) = &admin_socket {
+                    socket.keep_file();
+                }
+            }
+        }
+        let delay = if heir.is_some() { Duration::ZERO } else { self.current.load().config.server.drain_delay };
+        self.drain(delay, async { while orders().await != Order::Stop {} }).await;
         drop((self.listeners, admin));
         if let Some(log) = self.access_log {
             log.close();
@@ -162,11 +207,48 @@ impl App {
         tracing::info!("stopped");
     }
 
-    async fn drain(&self, hurry: impl Future<Output = ()>) {
+    /// Follows orders until one says to stop, or a process has taken over, which is then named.
+    async fn until_stop(&self, orders: &mut impl AsyncFnMut() -> Order, admin: Option<&Listening>) -> Option<u32> {
+        loop {
+            match orders().await {
+                Order::Stop => return None,
+                Order::Reload => {
+                    self.notifier.say("RELOADING=1");
+                    self.reload.reload(Trigger::Signal).await;
+                    self.notifier.say("READY=1");
+                }
+                Order::Upgrade => {
+                    let mut upgrade = std::pin::pin!(self.upgrade(admin));
+                    let result = loop {
+                        tokio::select! {
+                            result = &mut upgrade => break result,
+                            order = orders() => if order == Order::Stop { return None },
+                        }
+                    };
+                    match result {
+                        Ok(pid) => return Some(pid),
+                        Err(error) => tracing::error!(%error, "no upgrade, this process goes on"),
+                    }
+                }
+            }
+        }
+    }
+
+    async fn upgrade(&self, admin: Option<&Listening>) -> Result<u32, Box<dyn StdError + Send + Sync>> {
+        let program = self.program.clone().ok_or("the path of the program is not known")?;
+        let mut sockets = self.listeners.duplicates()?;
+        if let Some(admin) = admin {
+            sockets.push(("admin".into(), admin.duplicate()?));
+        }
+        tracing::info!(sockets = sockets.len(), "starting the program that takes over");
+        upgrade::hand_over(program, sockets, &self.notifier).await
+    }
+
+    async fn drain(&self, delay: Duration, hurry: impl Future<Output = ()>) {
         let mut hurry = std::pin::pin!(hurry);
-        let (delay, grace) = {
+        let grace = {
             let server = &self.current.load().config.server;
-            (server.drain_delay, Grace { requests: server.grace, streams: server.stream_grace })
+            Grace { requests: server.grace, streams: server.stream_grace }
         };
         tracing::info!(?delay, grace = ?grace.requests, stream_grace = ?grace.streams, "draining");
         let hurried = tokio::select! {

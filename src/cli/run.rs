@@ -12,9 +12,12 @@ use super::{FAILED, USAGE, is_coloured};
 use crate::app::{App, Setup};
 use crate::config::{self, Config};
 use crate::reload::SetLevel;
+use crate::server::Inherited;
 
 /// Serves `config` until the process is told to stop. `source` is where it was read, and is read again.
 pub(super) fn run(config: Result<Config, config::Error>, source: Option<PathBuf>, errors: &mut impl Write) -> ExitCode {
+    // First of all, while there is one thread.
+    let inherited = Inherited::from_env();
     let config = match config {
         Ok(config) => config,
         Err(error) => {
@@ -26,7 +29,7 @@ pub(super) fn run(config: Result<Config, config::Error>, source: Option<PathBuf>
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    match serve(Setup { config, source, set_level }, |_| {}) {
+    match serve(Setup { config, source, inherited, set_level }, |_| {}) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot start");

@@ -12,6 +12,7 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    user2: Signal,
 }
 
 impl Signals {
@@ -20,6 +21,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            user2: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -29,6 +31,7 @@ impl Signals {
             _ = self.terminate.recv() => Order::Stop,
             _ = self.interrupt.recv() => Order::Stop,
             _ = self.hang_up.recv() => Order::Reload,
+            _ = self.user2.recv() => Order::Upgrade,
         }
     }
 }

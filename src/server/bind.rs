@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -45,6 +46,26 @@ impl Listening {
         }
     }
 
+    /// Takes over a socket that is listening already.
+    pub(super) fn adopt_tcp(listener: std::net::TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener).map(Self::Tcp)
+    }
+
+    /// The same, with its file, which goes with it.
+    pub(super) fn adopt_unix(listener: std::os::unix::net::UnixListener, path: &Path) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self::Unix(UnixListener::from_std(listener)?, SocketFile::of(path)?))
+    }
+
+    /// Another descriptor of the same socket.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
+            Self::Unix(listener, _) => listener.as_fd().try_clone_to_owned(),
+        }
+    }
+
     /// Waits for a client.
     pub(crate) async fn accept(&self) -> io::Result<Socket> {
         match self {
@@ -71,8 +92,7 @@ impl Listening {
     }
 
     /// Leaves the file of a unix socket in its place at the end: another process listens on it too.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the hand-over to another process"))]
-    pub(super) fn keep_file(&self) {
+    pub(crate) fn keep_file(&self) {
         if let Self::Unix(_, file) = self {
             file.ours.store(false, Relaxed);
         }

@@ -3,9 +3,11 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::bind::Listening;
+use super::inherited::Inherited;
 use super::listener::Server;
 use super::shutdown::Shutdown;
 use crate::config::{self, ListenAddress};
@@ -15,6 +17,7 @@ use crate::snapshot::Door;
 #[derive(Debug)]
 pub struct Listeners {
     server: Arc<Server>,
+    inherited: Arc<Inherited>,
     open: Mutex<Vec<Open>>,
 }
 
@@ -82,10 +85,20 @@ impl Prepared {
 }
 
 impl Listeners {
-    /// None is open yet.
+    /// None is open yet; those that are inherited need not be bound.
     #[must_use]
-    pub fn new(server: Arc<Server>) -> Self {
-        Self { server, open: Mutex::default() }
+    pub fn new(server: Arc<Server>, inherited: Arc<Inherited>) -> Self {
+        Self { server, inherited, open: Mutex::default() }
+    }
+
+    /// Another descriptor of each socket, with the listener's name.
+    pub fn duplicates(&self) -> io::Result<Vec<(String, OwnedFd)>> {
+        self.lock().iter().map(|open| Ok((open.name.to_string(), open.socket.duplicate()?))).collect()
+    }
+
+    /// Leaves the files of unix sockets in place at the end: another process listens on them.
+    pub fn keep_files(&self) {
+        self.lock().iter().for_each(|open| open.socket.keep_file());
     }
 
     /// Binds what is wanted and not bound yet, which changes nothing for anybody. A listener that is only called
@@ -95,11 +108,20 @@ impl Listeners {
         for door in wanted {
             let socket = match self.socket(&door.settings) {
                 Some(socket) => socket,
-                None => Arc::new(bind(&door.settings)?),
+                None => Arc::new(self.bind(&door.settings)?),
             };
             prepared.push(Wanted { door: Arc::clone(door), socket });
         }
         Ok(Prepared(prepared))
+    }
+
+    fn bind(&self, settings: &config::Listener) -> Result<Listening, BindError> {
+        if let Some(inherited) = self.inherited.take(&settings.address, &settings.name) {
+            inherited.adjust(settings);
+            return Ok(inherited);
+        }
+        let what = || format!("{} ({})", settings.address, settings.name);
+        Listening::open(settings).map_err(|cause| BindError { what: what(), cause })
     }
 
     fn socket(&self, wanted: &config::Listener) -> Option<Arc<Listening>> {
@@ -141,9 +163,4 @@ impl Listeners {
     fn lock(&self) -> MutexGuard<'_, Vec<Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn bind(settings: &config::Listener) -> Result<Listening, BindError> {
-    let what = || format!("{} ({})", settings.address, settings.name);
-    Listening::open(settings).map_err(|cause| BindError { what: what(), cause })
 }

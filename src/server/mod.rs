@@ -7,6 +7,7 @@
 //! | `arrivals.rs` | who a client is, and whether it may come in |
 //! | `proxy_protocol.rs` | what a balancer says of its client, parsed |
 //! | `socket.rs` | a client's socket, TCP or unix, and its options |
+//! | `inherited.rs` | sockets of systemd, or of the program before this one |
 //! | `listeners.rs` | opens and closes listeners as the configuration wants them |
 //! | `clients.rs` | how many connections each client has |
 //! | `shortage.rs` | what is done when nothing can be accepted |
@@ -41,6 +42,7 @@ mod entry;
 mod frames;
 mod handshake;
 pub mod http1;
+mod inherited;
 mod io;
 mod listener;
 mod listeners;
@@ -59,6 +61,7 @@ mod writer;
 pub(crate) use bind::Listening;
 pub use drain::{Cut, Grace};
 pub use entry::Entry;
+pub use inherited::Inherited;
 pub use listener::Server;
 pub use listeners::{BindError, Listeners, Prepared};
 pub use shutdown::Shutdown;

@@ -53,6 +53,7 @@ mod stall;
 mod streaming;
 mod strict;
 mod support;
+mod takeover;
 mod timeouts;
 mod tls_front;
 mod tls_upstream;

@@ -11,6 +11,7 @@ use super::{FAILED, run};
 use crate::app::Setup;
 use crate::config;
 use crate::reload::SetLevel;
+use crate::server::Inherited;
 
 /// Serves until interrupted.
 pub(super) fn run(listen: SocketAddr, admin: SocketAddr, out: &mut impl Write, errors: &mut impl Write) -> ExitCode {
@@ -34,7 +35,7 @@ fn start(
     let text = settings(listener.local_addr()?, listen, admin);
     let config = config::parse(&text, "demo", Path::new("."))?;
     listener.set_nonblocking(true)?;
-    run::serve(Setup { config, source: None, set_level }, |app| {
+    run::serve(Setup { config, source: None, inherited: Inherited::default(), set_level }, |app| {
         upstream::spawn(listener);
         let address = |wanted: &str| {
             let found = app.addresses().into_iter().find(|(name, _)| (&**name == "admin") == (wanted == "admin"));

@@ -39,13 +39,21 @@ impl Proxy {
 
     /// The same, with variables in its environment.
     pub(crate) fn with_env(text: &str, env: &[(&str, &str)]) -> Self {
+        Self::prepared(text, |command| {
+            command.envs(env.iter().copied());
+        })
+    }
+
+    /// The same, started as `prepare` wants it.
+    pub(crate) fn prepared(text: &str, prepare: impl FnOnce(&mut Command)) -> Self {
         raise_file_limit();
         let (text, expected) = complete(text);
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("headworks.toml");
         std::fs::write(&file, &text).unwrap();
         let mut command = Command::new(PROGRAM);
-        command.arg("run").arg("--config").arg(&file).envs(env.iter().copied());
+        command.arg("run").arg("--config").arg(&file);
+        prepare(&mut command);
         Self::start(command, expected, dir, &text)
     }
 
@@ -151,7 +159,21 @@ impl Proxy {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.heirs().last().copied().unwrap_or(self.child.id())
+    }
+
+    /// The processes that have taken over, oldest first.
+    pub(crate) fn heirs(&self) -> Vec<u32> {
+        let lines = self.stderr.all().into_iter().filter(|line| line.contains("handed over"));
+        lines.filter_map(|line| line.split("pid=").nth(1)?.trim().parse().ok()).collect()
+    }
+
+    /// Lets another process of the program take over.
+    pub(crate) async fn upgrade(&self) {
+        let before = self.heirs().len();
+        self.signal("USR2");
+        let done = eventually(|| self.heirs().len() > before, STARTS_WITHIN).await;
+        assert!(done, "nobody has taken over:\n{}", self.log());
     }
 
     /// Status and body of a page of the admin port.
@@ -242,6 +264,12 @@ impl Drop for Proxy {
             let _ = self.child.kill();
         }
         let _ = self.child.wait();
+        for pid in self.heirs() {
+            // Not one that has got the number since.
+            if std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == std::path::Path::new(PROGRAM)) {
+                let _ = Command::new("sh").args(["-c", &format!("kill -KILL {pid}")]).status();
+            }
+        }
         if thread::panicking() {
             eprintln!("--- log of the proxy ---\n{}\n--- its access log ---", self.log());
             eprintln!("{}", self.access_log().join("\n"));
