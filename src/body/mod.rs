@@ -73,6 +73,11 @@ impl Body {
         self.relay(|relay| relay.watch(watch))
     }
 
+    /// The same for a body that stays in its place.
+    pub fn watch_in_place(&mut self, watch: Box<dyn Watch>) {
+        *self = std::mem::take(self).watch(watch);
+    }
+
     /// Puts clocks on this body; one that is absent leaves what was set before.
     #[must_use]
     pub fn time(self, clocks: Clocks) -> Self {

@@ -144,13 +144,13 @@ impl Session {
             let trace = streams.announce(context.clone(), Writer::of(&mut request));
             let (is_spent, is_connect) = (watched.is_spent(), request.method() == Method::CONNECT);
             let refused = is_too_large(request.uri(), request.headers(), bounds).then_some(Reason::HeaderTooLarge);
-            let answer = Arc::clone(&entry).answer(context, request, refused);
+            let entry = Arc::clone(&entry);
             async move {
                 second_look().await;
                 if is_spent {
                     return std::future::pending().await; // until the connection goes
                 }
-                let answer = answer.await;
+                let answer = entry.answer(context, request, refused).await;
                 if is_connect {
                     trace.answer(); // a tunnel has its own end
                 }

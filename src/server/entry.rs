@@ -40,12 +40,14 @@ impl Entry {
     }
 
     /// Answers a request. Dropping the future leaves the queue or cancels the upstream's call.
-    pub(super) async fn answer(
+    ///
+    /// The request goes to its route at once, and not when the future is polled: the future then has no room for it.
+    pub(super) fn answer(
         self: Arc<Self>,
         context: RequestContext,
         mut request: http::Request<Incoming>,
         refused: Option<Reason>,
-    ) -> Response {
+    ) -> impl Future<Output = Response> + Send {
         let is_head = request.method() == Method::HEAD;
         let client = Client::of(&mut request);
         writer::as_get(&mut request);
@@ -82,16 +84,19 @@ impl Entry {
             request.extensions_mut().insert(reason);
         }
         let asked = client.is_some() && request.version() == Version::HTTP_11;
-        let Ok(mut response) = leaf.service.call(request).await;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            switch::start(client, context, &mut response, &leaf, self.shutdown.clone(), &self.tasks);
-        } else if asked {
-            connection.refuse_switch();
+        let answer = leaf.service.call(request);
+        async move {
+            let Ok(mut response) = answer.await;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                switch::start(client, context, &mut response, &leaf, self.shutdown.clone(), &self.tasks);
+            } else if asked {
+                connection.refuse_switch();
+            }
+            if is_head {
+                without_body(&mut response);
+            }
+            response
         }
-        if is_head {
-            without_body(&mut response);
-        }
-        response
     }
 
     /// The address that limits and logs use: the peer's, or behind trusted proxies the nearest address in

@@ -14,7 +14,7 @@ use super::connect::{Connector, Version};
 use super::failure::{self, Upload, UploadFailed};
 use super::first_byte::FirstByte;
 use super::hold::Hold;
-use super::pool::{Lease, Pool, PoolStats, UntilEnd, UpgradeGuard};
+use super::pool::{Lease, Pool, PoolStats, Unanswered, UntilEnd, UpgradeGuard};
 use super::settings::{EndpointSettings, Settings};
 use super::target::Target;
 use super::tls::ClientError;
@@ -46,8 +46,8 @@ pub struct UpgradeLease {
 
 /// Why an exchange ended without a response head.
 enum Failure {
-    /// The upstream has not seen the request; here it is again.
-    Unsent(Box<Request>, hyper::Error),
+    /// The upstream has not seen the request, which is back in its place.
+    Unsent(hyper::Error),
     Failed(ProxyError),
 }
 
@@ -63,9 +63,12 @@ impl Client {
     /// Sends a request and waits for the response's head; `first_byte` bounds that wait, from the last byte of the
     /// request that was sent. The response's body gives the connection back when it ends.
     ///
+    /// The request is taken out of its place when it is sent, and not earlier: passed on by value, each future on the
+    /// way would have room for one of its own.
+    ///
     /// The request must be free of hop-by-hop fields, other than `Upgrade` and its `Connection`. Dropping this future,
     /// or the body of the response, cancels the call upstream.
-    pub async fn send(&self, mut request: Request, first_byte: Option<Duration>) -> Result<Response, ProxyError> {
+    pub async fn send(&self, request: &mut Request, first_byte: Option<Duration>) -> Result<Response, ProxyError> {
         let upgrade = request.headers().contains_key(UPGRADE);
         if upgrade && self.version == Some(Version::Http2) {
             return Err(ProxyError::new(Reason::UpgradeFailed, "h2 cannot switch protocols"));
@@ -73,7 +76,7 @@ impl Client {
         // Where TLS has the choice, such a request gets a connection that can.
         let http1 = upgrade && self.version.is_none();
         let is_head = request.method() == Method::HEAD;
-        let hold = Hold::of(&mut request);
+        let hold = Hold::of(request);
         for stale in 0..=MOST_STALE {
             if stale == MOST_STALE {
                 self.pool.close_idle();
@@ -82,13 +85,10 @@ impl Client {
             match self.exchange(&mut lease, request, first_byte, hold.as_ref()).await {
                 Ok(response) => return answer(lease, response, upgrade, is_head),
                 // Going stale while idle is nobody's fault, and a refusal is the peer's word that it is safe.
-                Err(Failure::Unsent(unsent, error))
-                    if stale < MOST_STALE && (lease.is_reused() || failure::is_unprocessed(&error)) =>
-                {
-                    request = *unsent;
-                }
+                Err(Failure::Unsent(error))
+                    if stale < MOST_STALE && (lease.is_reused() || failure::is_unprocessed(&error)) => {}
                 // A new connection that takes no request is as good as none.
-                Err(Failure::Unsent(_, error)) => return Err(ProxyError::new(Reason::ConnectFailed, error)),
+                Err(Failure::Unsent(error)) => return Err(ProxyError::new(Reason::ConnectFailed, error)),
                 Err(Failure::Failed(error)) => return Err(error),
             }
         }
@@ -109,41 +109,42 @@ impl Client {
     async fn exchange(
         &self,
         lease: &mut Lease,
-        mut request: Request,
+        request: &mut Request,
         first_byte: Option<Duration>,
         hold: Option<&Hold>,
     ) -> Result<http::Response<Incoming>, Failure> {
         let mut upload = None;
         let mut spare = None;
         if let Some(stream) = lease.stream().map(Arc::clone) {
-            self.target.absolute_form(&mut request).map_err(Failure::Failed)?;
+            self.target.absolute_form(request).map_err(Failure::Failed)?;
             // A stream can be reset at any time, and hyper does not tell what an h2 upstream says beforehand.
             if let Some(hold) = hold {
                 hold.ask();
             }
             if request.body().is_end_stream() {
-                spare = Some(Box::new(without_body(&request)));
+                spare = Some(Box::new(without_body(request)));
             } else {
                 let failed = UploadFailed::default();
                 upload = Some(failed.clone());
-                request = request.map(|body| body.watch(Box::new(Upload { failed, _guard: stream })));
+                request.body_mut().watch_in_place(Box::new(Upload { failed, _guard: stream }));
             }
         } else {
-            self.target.origin_form(&mut request).map_err(Failure::Failed)?;
+            self.target.origin_form(request).map_err(Failure::Failed)?;
         }
-        let (first_byte, request) = FirstByte::watch(first_byte, request);
+        let first_byte = FirstByte::watch(first_byte, request);
         let sent = lease.send(request, &first_byte).await;
         let is_held = || hold.is_some_and(Hold::is_awaited);
         let late = || {
             if first_byte.awaits_client() && !is_held() { Reason::RequestIncomplete } else { Reason::FirstByteTimeout }
         };
         let sent = sent.ok_or_else(|| Failure::Failed(late().into()))?;
-        let mut response = sent.map_err(|mut error| {
-            let unsent = error.take_message().map(Box::new);
-            let error = error.into_error();
-            let repeat = if failure::is_unprocessed(&error) { spare } else { None };
-            if let Some(request) = unsent.or(repeat) {
-                return Failure::Unsent(request, error);
+        let mut response = sent.map_err(|Unanswered { error, is_unsent }| {
+            if is_unsent {
+                return Failure::Unsent(error);
+            }
+            if let Some(spare) = spare.filter(|_| failure::is_unprocessed(&error)) {
+                *request = *spare;
+                return Failure::Unsent(error);
             }
             let reason = upload.and_then(|upload| upload.get()).unwrap_or_else(|| failure::reason(&error));
             Failure::Failed(ProxyError::new(reason, error))

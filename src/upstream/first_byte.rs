@@ -48,14 +48,14 @@ impl Watch for Upload {
 
 impl FirstByte {
     /// Begins to watch what is sent of `request`.
-    pub(super) fn watch(limit: Option<Duration>, mut request: Request) -> (Self, Request) {
+    pub(super) fn watch(limit: Option<Duration>, request: &mut Request) -> Self {
         let mut upload = None;
         if !request.body().is_end_stream() {
             let progress = Arc::new(Progress { pulse: Pulse::default(), is_awaited: AtomicBool::new(false) });
             upload = Some(Arc::clone(&progress));
-            request = request.map(|body| body.watch(Box::new(Upload(progress))));
+            request.body_mut().watch_in_place(Box::new(Upload(progress)));
         }
-        (Self { limit, upload }, request)
+        Self { limit, upload }
     }
 
     /// Whether the upstream would take more of the request than the client has sent: then it is the client that is
@@ -97,7 +97,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_counts_from_the_last_byte_of_the_request() {
         let (mut sender, channel) = Channel::<Bytes, std::io::Error>::new(1);
-        let (first_byte, request) = FirstByte::watch(Some(LIMIT), http::Request::new(Body::boxed(channel)));
+        let mut request = http::Request::new(Body::boxed(channel));
+        let first_byte = FirstByte::watch(Some(LIMIT), &mut request);
         let mut body = request.into_body();
         let began = Instant::now();
         let uploading = async {
@@ -120,7 +121,7 @@ mod tests {
     async fn a_clock_serves_request_after_request() {
         let mut clock = None;
         for _ in 0..3 {
-            let (first_byte, _) = FirstByte::watch(Some(LIMIT), Request::default());
+            let first_byte = FirstByte::watch(Some(LIMIT), &mut Request::default());
             let began = Instant::now();
             first_byte.overdue(&mut clock).await;
             assert_eq!(began.elapsed(), LIMIT);

@@ -196,14 +196,14 @@ impl Service<Admitted> for Attempt {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, Admitted { request, endpoint }: Admitted) -> Answer {
+    fn call(&mut self, Admitted { mut request, endpoint }: Admitted) -> Answer {
         let Self { timeouts } = *self;
         Box::pin(async move {
             let context = request.extensions().get::<RequestContext>().cloned();
             if let Some(context) = &context {
                 let _ = context.notes().endpoint.set(Arc::clone(endpoint.label()));
             }
-            let mut response = endpoint.client().send(request, timeouts.first_byte).await?;
+            let mut response = endpoint.client().send(&mut request, timeouts.first_byte).await?;
             if let Some(context) = &context {
                 context.notes().first_byte.set(context.received_at().elapsed());
             }

@@ -35,6 +35,13 @@ pub(super) async fn until(mut condition: impl FnMut() -> bool) {
     .await;
 }
 
+impl Client {
+    /// Sends a request that nobody needs afterwards.
+    pub(super) async fn ask(&self, mut request: Request, first_byte: Option<Duration>) -> Result<Response, ProxyError> {
+        self.send(&mut request, first_byte).await
+    }
+}
+
 /// An endpoint whose answers the test writes.
 pub(super) struct Peer {
     pub(super) listener: TcpListener,
@@ -140,7 +147,7 @@ pub(super) fn post(path: &str, body: Body) -> Request {
 
 /// Sends a request and reads the answer to its end.
 pub(super) async fn call(client: &Arc<Client>, request: Request) -> Result<String, ProxyError> {
-    let response = soon(client.send(request, None)).await?;
+    let response = soon(client.ask(request, None)).await?;
     Ok(read(response).await)
 }
 

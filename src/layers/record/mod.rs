@@ -82,8 +82,8 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request) -> Recording<S::Future> {
-        let (exchange, request) = Exchange::begin(Arc::clone(&self.route), request);
+    fn call(&mut self, mut request: Request) -> Recording<S::Future> {
+        let exchange = Exchange::begin(Arc::clone(&self.route), &mut request);
         Recording { inner: self.inner.call(request), exchange: Some(exchange) }
     }
 }
@@ -141,12 +141,12 @@ struct Facts {
 }
 
 impl Exchange {
-    fn begin(route: Arc<Route>, mut request: Request) -> (Self, Request) {
+    fn begin(route: Arc<Route>, request: &mut Request) -> Self {
         let context = request.extensions_mut().get_or_insert_with(unknown).clone();
         let asked = Asked { method: request.method().clone(), path: request.uri().path().into() };
         let _ = context.notes().asked.set(asked);
         let mut exchange = Self {
-            facts: route.log.is_some().then(|| Facts::of(&request)),
+            facts: route.log.is_some().then(|| Facts::of(request)),
             is_head: request.method() == Method::HEAD,
             counted: Some(0),
             status: None,
@@ -162,9 +162,9 @@ impl Exchange {
             exchange.counted = None;
             let total = exchange.route.request_bytes.clone();
             let upload = Upload { received, total, context: exchange.context.clone() };
-            request = request.map(|body| body.watch(Box::new(upload)));
+            request.body_mut().watch_in_place(Box::new(upload));
         }
-        (exchange, request)
+        exchange
     }
 
     fn head(&mut self, status: StatusCode) {

@@ -23,7 +23,7 @@ fn websocket() -> Request {
 
 /// The reason a GET fails for.
 async fn failure(client: &Arc<Client>) -> Reason {
-    soon(client.send(get("/"), None)).await.expect_err("no answer").reason
+    soon(client.ask(get("/"), None)).await.expect_err("no answer").reason
 }
 
 /// The reason a GET fails for when the peer says `answer` and closes.
@@ -80,7 +80,7 @@ async fn silence_before_the_head_ends_the_call_and_its_connection() {
     let peer = Peer::new().await;
     let client = peer.client();
     let limit = Some(Duration::from_millis(50));
-    let (result, mut line) = tokio::join!(client.send(get("/"), limit), peer.accept());
+    let (result, mut line) = tokio::join!(client.ask(get("/"), limit), peer.accept());
     assert_eq!(result.expect_err("no answer").reason, Reason::FirstByteTimeout);
     line.closed().await;
 }
@@ -90,7 +90,7 @@ async fn a_body_that_breaks_off_is_an_error_and_no_end() {
     use http_body_util::BodyExt as _;
     let peer = Peer::new().await;
     let client = peer.client();
-    let (response, ()) = tokio::join!(client.send(get("/"), None), async {
+    let (response, ()) = tokio::join!(client.ask(get("/"), None), async {
         let mut line = peer.accept().await;
         line.request().await.expect("a request");
         line.say("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
@@ -107,7 +107,7 @@ async fn an_upload_that_breaks_off_is_the_clients_fault() {
     let peer = Peer::new().await;
     let client = peer.client();
     let (upload, body) = Channel::<Bytes, io::Error>::new(1);
-    let (result, mut line) = tokio::join!(client.send(post("/", Body::boxed(body)), None), async {
+    let (result, mut line) = tokio::join!(client.ask(post("/", Body::boxed(body)), None), async {
         let mut line = peer.accept().await;
         line.request().await.expect("a head");
         upload.abort(io::Error::other("the client is gone"));
@@ -127,7 +127,7 @@ async fn an_upload_that_the_upstream_does_not_take_is_cancelled_all_the_same() {
         let call = tasks::run({
             let client = Arc::clone(&client);
             async move {
-                let _response = client.send(upload, None).await;
+                let _response = client.ask(upload, None).await;
                 std::future::pending::<()>().await;
             }
         });
@@ -149,7 +149,7 @@ async fn an_early_refusal_of_an_upload_is_not_lost() {
         let peer = Peer::new().await;
         let client = peer.client();
         let upload = post("/", Body::full(vec![b'x'; 4 << 20]));
-        let (result, ()) = tokio::join!(client.send(upload, None), async {
+        let (result, ()) = tokio::join!(client.ask(upload, None), async {
             let mut line = Line::new(peer.accept_stream().await);
             let mut some = [0; 1024];
             line.stream.read_exact(&mut some).await.expect("the head");
@@ -166,7 +166,7 @@ async fn an_early_refusal_of_an_upload_is_not_lost() {
 async fn an_upgrade_holds_its_place_until_the_tunnel_ends() {
     let peer = Peer::new().await;
     let client = peer.client();
-    let (response, mut line) = tokio::join!(client.send(websocket(), None), async {
+    let (response, mut line) = tokio::join!(client.ask(websocket(), None), async {
         let mut line = peer.accept().await;
         assert!(line.request().await.expect("a request").contains("upgrade: websocket"));
         line.say(SWITCH).await;
@@ -196,7 +196,7 @@ async fn an_upgrade_holds_its_place_until_the_tunnel_ends() {
 async fn h2_cannot_switch_protocols() {
     let peer = Peer::new().await;
     let client = client(&peer.settings(Scheme::H2c));
-    let error = soon(client.send(websocket(), None)).await.expect_err("no answer");
+    let error = soon(client.ask(websocket(), None)).await.expect_err("no answer");
     assert_eq!(error.reason, Reason::UpgradeFailed);
     assert_eq!(client.stats().connections, 0, "nothing to connect for");
 }

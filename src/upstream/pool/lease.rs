@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 use tokio::time::{Instant, timeout};
 
 use super::state::{Grant, Http1, Http2};
@@ -61,6 +60,13 @@ pub(in crate::upstream) struct UpgradeGuard {
     _in_flight: Option<InFlight>,
 }
 
+/// No response head came.
+pub(in crate::upstream) struct Unanswered {
+    pub(in crate::upstream) error: hyper::Error,
+    /// The request has not left hyper, and is back in its place.
+    pub(in crate::upstream) is_unsent: bool,
+}
+
 impl Lease {
     pub(super) fn new(pool: Arc<Pool>, grant: Grant) -> Self {
         let (kind, reused) = match grant {
@@ -91,21 +97,22 @@ impl Lease {
     /// Sends the request and waits for the response's head; none when it is overdue.
     pub(in crate::upstream) async fn send(
         &mut self,
-        request: Request,
+        request: &mut Request,
         first_byte: &FirstByte,
-    ) -> Option<Result<http::Response<Incoming>, TrySendError<Request>>> {
+    ) -> Option<Result<http::Response<Incoming>, Unanswered>> {
         self.begin();
+        let sent = std::mem::take(request);
         let result = match &mut self.kind {
             Some(Kind::Http1(Http1 { sender, clock, .. })) => tokio::select! {
                 biased;
-                result = sender.try_send_request(request) => result,
+                result = sender.try_send_request(sent) => result,
                 () = first_byte.overdue(clock) => return None,
             },
             Some(Kind::Http2(stream)) => {
                 let (mut sender, mut clock) = (stream.connection.sender.clone(), None);
                 tokio::select! {
                     biased;
-                    result = sender.try_send_request(request) => result,
+                    result = sender.try_send_request(sent) => result,
                     () = first_byte.overdue(&mut clock) => return None,
                 }
             }
@@ -113,7 +120,12 @@ impl Lease {
             None => std::future::pending().await,
         };
         self.failed = result.is_err();
-        Some(result)
+        Some(result.map_err(|mut error| {
+            let unsent = error.take_message();
+            let is_unsent = unsent.is_some();
+            *request = unsent.unwrap_or_default();
+            Unanswered { error: error.into_error(), is_unsent }
+        }))
     }
 
     /// What was promised of the request is not sent: another one cannot follow it.

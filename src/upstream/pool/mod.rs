@@ -35,7 +35,7 @@ use super::connect::{ConnectError, Connector};
 use super::settings::Settings;
 use crate::error::{ProxyError, Reason};
 use crate::tasks;
-pub(super) use lease::{Lease, UntilEnd, UpgradeGuard};
+pub(super) use lease::{Lease, Unanswered, UntilEnd, UpgradeGuard};
 use open::Opening;
 use state::{Bounds, State};
 

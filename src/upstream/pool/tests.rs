@@ -75,7 +75,7 @@ async fn the_youngest_idle_connection_is_taken() {
 async fn a_connection_is_not_shared_before_the_body_has_ended_and_is_lost_with_a_dropped_one() {
     let peer = Peer::new().await;
     let client = peer.client();
-    let (response, mut line) = tokio::join!(client.send(get("/stream"), None), async {
+    let (response, mut line) = tokio::join!(client.ask(get("/stream"), None), async {
         let mut line = peer.accept().await;
         line.request().await.expect("a request");
         line.say("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n").await;
@@ -210,7 +210,7 @@ async fn the_wait_ends_with_the_connect_time() {
     let mut line = peer.accept().await;
     line.request().await.expect("a request");
     let began = Instant::now();
-    let error = soon(client.send(get("/2"), None)).await.expect_err("no connection");
+    let error = soon(client.ask(get("/2"), None)).await.expect_err("no connection");
     assert_eq!(error.reason, Reason::PoolExhausted);
     assert!(began.elapsed() >= Duration::from_millis(200));
     assert_eq!(client.stats().waiting, 0);
@@ -245,7 +245,7 @@ async fn a_full_line_of_waiters_refuses_at_once() {
     line.request().await.expect("a request");
     let _waiting: Vec<_> = (0..super::MOST_WAITERS).map(|_| start(&client, "/w")).collect();
     until(|| client.stats().waiting == super::MOST_WAITERS).await;
-    let error = soon(client.send(get("/late"), None)).await.expect_err("no place");
+    let error = soon(client.ask(get("/late"), None)).await.expect_err("no place");
     assert_eq!(error.reason, Reason::PoolExhausted);
 }
 

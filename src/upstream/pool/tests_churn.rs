@@ -86,7 +86,7 @@ async fn churn(scheme: Scheme) {
                     let roll = next(&seed);
                     let request = if roll & 1 == 0 { get("/") } else { post("/", Body::full(vec![b'y'; 50_000])) };
                     let call = async {
-                        if let Ok(response) = client.send(request, Some(Duration::from_millis(20))).await {
+                        if let Ok(response) = client.ask(request, Some(Duration::from_millis(20))).await {
                             let _ = response.into_body().collect().await;
                         }
                     };

@@ -194,7 +194,7 @@ async fn cancelling_resets_the_stream_and_leaves_the_connection_alone() {
     assert_eq!((reset.stream, reset.payload), (stream, CANCEL.to_be_bytes().to_vec()));
     assert!(dropped.elapsed() < PROMPT, "{:?}", dropped.elapsed());
 
-    let (response, stream) = tokio::join!(client.send(get("/stream"), None), async {
+    let (response, stream) = tokio::join!(client.ask(get("/stream"), None), async {
         let stream = frames.request().await.expect("a request");
         frames.begin(stream).await;
         stream
@@ -235,7 +235,7 @@ async fn an_upload_that_breaks_off_is_the_clients_fault() {
     let client = multiplexing(&peer);
     let (mut upload, body) = Channel::<Bytes, std::io::Error>::new(1);
     upload.send_data(Bytes::from_static(b"half")).await.expect("room");
-    let request = client.send(post("/", Body::boxed(body)), None);
+    let request = client.ask(post("/", Body::boxed(body)), None);
     let (response, _frames) = tokio::join!(request, async {
         let mut frames = accept(&peer, 100).await;
         frames.next(DATA).await.expect("half of the body");
@@ -250,7 +250,7 @@ async fn an_upload_that_breaks_off_is_the_clients_fault() {
 async fn a_stalled_stream_of_tiny_frames_does_not_hold_up_its_siblings() {
     let peer = Peer::new().await;
     let client = multiplexing(&peer);
-    let (stalled, mut frames) = tokio::join!(client.send(get("/tokens"), None), async {
+    let (stalled, mut frames) = tokio::join!(client.ask(get("/tokens"), None), async {
         let mut frames = accept(&peer, 100).await;
         let stream = frames.request().await.expect("a request");
         frames.begin(stream).await;

@@ -84,7 +84,7 @@ async fn answer_http1(stream: TlsStream<TcpStream>) -> Line<TlsStream<TcpStream>
 /// The reason a GET fails for, and its text, while the peer does what `server` does.
 async fn failure(settings: &Upstream, peer: &Peer, server: &TlsAcceptor) -> (Reason, String) {
     let client = client(settings);
-    let (result, _) = tokio::join!(soon(client.send(get("/"), None)), async {
+    let (result, _) = tokio::join!(soon(client.ask(get("/"), None)), async {
         soon(server.accept(peer.accept_stream().await)).await.map(drop)
     });
     let error = result.expect_err("no answer");
@@ -198,14 +198,14 @@ async fn a_peer_that_does_not_speak_tls_is_a_tls_failure_and_a_silent_one_a_slow
     let (peer, authority) = (Peer::new().await, Authority::new());
     let mut settings = authority.settings(&peer);
     let plain = client(&settings);
-    let (result, ()) = tokio::join!(soon(plain.send(get("/"), None)), async {
+    let (result, ()) = tokio::join!(soon(plain.ask(get("/"), None)), async {
         Line::new(peer.accept_stream().await).say("HTTP/1.1 400 Bad Request\r\n\r\n").await;
     });
     assert_eq!(result.expect_err("no answer").reason, Reason::TlsFailed);
 
     settings.timeout.connect = std::time::Duration::from_millis(100);
     let silent = client(&settings);
-    let (result, stream) = tokio::join!(soon(silent.send(get("/"), None)), peer.accept_stream());
+    let (result, stream) = tokio::join!(soon(silent.ask(get("/"), None)), peer.accept_stream());
     assert_eq!(result.expect_err("no answer").reason, Reason::ConnectTimeout);
     drop(stream);
 }
