@@ -50,6 +50,8 @@ pub struct Connection {
     tunnel: AtomicBool,
     /// Whether a request that asked to switch protocols was answered otherwise, and nobody has asked for it yet.
     switch_refused: AtomicBool,
+    /// Whether a part of a head is held back until the rest is there.
+    holds_head: AtomicBool,
     /// Why a head under way is not waited for any more.
     head_end: FirstReason,
     /// Why the request that is the last is refused, and how many came before it.
@@ -102,6 +104,7 @@ impl Connection {
             head_since: AtomicU64::new(0),
             tunnel: AtomicBool::new(false),
             switch_refused: AtomicBool::new(false),
+            holds_head: AtomicBool::new(false),
             head_end: FirstReason::default(),
             refused: FirstReason::default(),
             refused_after: AtomicU64::new(0),
@@ -138,6 +141,17 @@ impl Connection {
     /// Before the next one asks.
     pub fn forget_refused_switch(&self) {
         self.switch_refused.store(false, Relaxed);
+    }
+
+    /// Says whether a part of a head is held back. Bytes alone do not tell: those of a TLS handshake are no head.
+    pub fn hold_head(&self, holds: bool) {
+        self.holds_head.store(holds, Relaxed);
+    }
+
+    /// Whether a part of a head is held back until the rest is there.
+    #[must_use]
+    pub fn holds_head(&self) -> bool {
+        self.holds_head.load(Relaxed)
     }
 
     /// A head that is under way is not waited for any more: it is refused with `reason`.

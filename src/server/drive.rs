@@ -90,7 +90,7 @@ impl Session {
     }
 
     fn head_is_under_way(&self) -> bool {
-        self.connection.active() == 0 && self.connection.head_since().is_some()
+        self.connection.active() == 0 && self.connection.holds_head()
     }
 
     /// Serves until the head under way is a request. hyper, told to end, would close: it does not see a head before it

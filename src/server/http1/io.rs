@@ -74,6 +74,11 @@ impl Held {
         self.bytes.get(self.cleared..).unwrap_or_default()
     }
 
+    /// Whether a part of a head is held. An empty line alone begins none.
+    fn has_begun(&self) -> bool {
+        !matches!(self.unread(), b"" | b"\r" | b"\r\n")
+    }
+
     fn drop_unread(&mut self) {
         self.bytes.truncate(self.cleared);
     }
@@ -122,14 +127,14 @@ impl<I> GateIo<I> {
         self.end = Some(End::Refused);
     }
 
-    /// Ends the wait for a head: one that has begun is refused. An empty line alone begins none.
+    /// Ends the wait for a head: one that has begun is refused.
     fn end_head(&mut self, reason: Reason) {
-        if matches!(self.held.unread(), b"" | b"\r" | b"\r\n") {
-            self.held.drop_unread();
-            self.end = Some(End::Closed);
-        } else {
+        if self.held.has_begun() {
             let canonical = self.gate.refuse();
             self.refuse(Violation { reason, what: "its head was not complete in time" }, &canonical);
+        } else {
+            self.held.drop_unread();
+            self.end = Some(End::Closed);
         }
     }
 
@@ -244,7 +249,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for GateIo<I> {
                 Poll::Ready(Ok(false)) => {}
                 Poll::Ready(result) => return Poll::Ready(result.map(drop)),
                 Poll::Pending => {
-                    if !this.held.unread().is_empty() && this.connection.active() == 0 {
+                    let holds = this.held.has_begun();
+                    this.connection.hold_head(holds);
+                    if holds && this.connection.active() == 0 {
                         this.connection.head_begins();
                     }
                     return Poll::Pending;

@@ -23,7 +23,7 @@ async fn passed(gate: &mut GateIo<DuplexStream>) -> Vec<u8> {
 
 #[tokio::test(start_paused = true)]
 async fn a_whole_head_passes_and_a_torn_one_waits() {
-    let (mut client, mut gate, _) = gate();
+    let (mut client, mut gate, connection) = gate();
     client.write_all(GET).await.unwrap();
     assert_eq!(passed(&mut gate).await, GET);
     assert_eq!(gate.held.bytes.capacity(), 0, "what passes at once is not copied");
@@ -34,6 +34,7 @@ async fn a_whole_head_passes_and_a_torn_one_waits() {
             _ => b"",
         };
         assert_eq!(passed(&mut gate).await, expected, "after byte {at}");
+        assert_eq!(connection.holds_head(), at + 1 < GET.len(), "after byte {at}");
     }
     assert_eq!(gate.held.bytes.capacity(), 0, "nothing is kept behind it");
     client.write_all(b"\r\n").await.unwrap();
