@@ -36,8 +36,11 @@ impl Session {
         };
         let mut until = self.serve_until(connection.as_mut(), &mut client, self.shutdown.drain.cancelled()).await;
         if matches!(until, Until::Quiet(Ending::Drained)) && self.connection.active() == 0 {
-            // A request may be on its way, and hyper closes an HTTP/1.1 connection that idles without another look.
-            let served = self.serve_until(connection.as_mut(), &mut client, self.shutdown.cut.cancelled());
+            // A request may be on its way, and hyper closes an HTTP/1.1 connection that idles without another look. The
+            // answer to one that came says goodbye.
+            let before = self.connection.requests();
+            let came = poll_fn(|_| if self.connection.requests() == before { Poll::Pending } else { Poll::Ready(()) });
+            let served = self.serve_until(connection.as_mut(), &mut client, came);
             until = timeout(LAST_CALL, served).await.unwrap_or(Until::Quiet(Ending::Drained));
         }
         if let Until::Quiet(ending) = until {
