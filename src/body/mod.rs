@@ -5,12 +5,14 @@
 //! | `mod.rs` | [`Body`]: what every request and response carries |
 //! | [`kind`] | tells from a head what kind of message it is |
 //! | `pulse.rs` | [`Pulse`]: when bytes last passed in the other direction |
+//! | `trailers.rs` | what a trailer must not say |
 //! | `upload.rs` | [`UploadBounds`]: what a client's body is held to |
 //! | `relay.rs` | [`Relay`]: the one wrapper that times, counts and holds what must live as long as the body |
 
 pub mod kind;
 mod pulse;
 mod relay;
+mod trailers;
 mod upload;
 
 use std::error::Error as StdError;
@@ -142,6 +144,7 @@ impl http_body::Body for Body {
             }
             Kind::Incoming(body) => {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
+                let frame = frame.map(|frame| frame.map(trailers::clean));
                 Poll::Ready(frame.map(|frame| frame.map_err(|error| BodyError::new(broken_off(&error), error))))
             }
             Kind::Relay(relay) => Pin::new(relay.as_mut()).poll_frame(cx),

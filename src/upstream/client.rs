@@ -188,8 +188,10 @@ fn answer(
         return Ok(Response::from_parts(parts, Body::empty()));
     }
     // Nothing more to read: the next request need not wait until the client has read this head. The length in an
-    // answer to HEAD is no promise of bytes, and on h2 hyper would miss them.
-    if is_head || body.is_end_stream() {
+    // answer to HEAD is no promise of bytes, and on h2 hyper would miss them. Nor does it drop there what comes with a
+    // status that has no body.
+    let has_none = matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if is_head || has_none || body.is_end_stream() {
         lease.finish();
         return Ok(Response::from_parts(parts, Body::empty()));
     }

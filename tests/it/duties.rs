@@ -1,8 +1,8 @@
 //! The duties of an intermediary that no other page tells of.
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 
-use crate::support::{Answer, Origin, Proxy, Raw, empty, h2, request};
+use crate::support::{Answer, Origin, Proxy, Raw, channel, empty, h2, request};
 
 fn proxy(upstream: &str, route: &str) -> Proxy {
     Proxy::from_toml(&format!(
@@ -10,7 +10,7 @@ fn proxy(upstream: &str, route: &str) -> Proxy {
     ))
 }
 
-async fn ask(proxy: &Proxy, method: &str, fields: &str) -> (u16, http::HeaderMap) {
+async fn ask(proxy: &Proxy, method: &str, fields: &str) -> (u16, HeaderMap) {
     let mut client = Raw::connect(proxy.public()).await;
     client.send(format!("{method} /head HTTP/1.1\r\nhost: a\r\n{fields}\r\n")).await;
     client.head().await
@@ -81,4 +81,24 @@ async fn a_circle_is_left() {
     let (status, headers) = ask(&proxy, "GET", &(via + "via: 1.0 other, 2 headworks\r\n")).await;
     assert_eq!(status, 508);
     assert!(headers["proxy-status"].to_str().unwrap().contains("loop_detected"), "{headers:?}");
+}
+
+#[tokio::test]
+async fn a_trailer_says_nothing_that_a_head_has_to_say() {
+    let origin = Origin::h2c();
+    let proxy = proxy(&origin.url(), "");
+    let (mut sender, body) = channel();
+    let mut client = h2(proxy.public(), 1 << 16).await;
+    let answer = client.send_request(request("POST", proxy.public(), "/echo", body));
+    sender.send_data("body".into()).await.unwrap();
+    let mut trailers = HeaderMap::new();
+    for name in ["x-checksum", "content-length", "authorization", "x-forwarded-for", "set-cookie"] {
+        trailers.insert(name, "1".parse().unwrap());
+    }
+    sender.send_trailers(trailers).await.unwrap();
+    drop(sender);
+    let answer = Answer::of(answer.await.unwrap()).await.unwrap();
+    assert_eq!(answer.text(), "body");
+    let names: Vec<_> = answer.trailers.keys().map(ToString::to_string).collect();
+    assert_eq!(names, ["x-checksum"]);
 }
