@@ -5,7 +5,7 @@ use std::time::Duration;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 
-use crate::support::{Flood, Origin, Proxy, Raw, empty, eventually, get, h2, request};
+use crate::support::{Flood, Origin, Proxy, Raw, Streams, empty, eventually, get, h2, request};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -177,6 +177,22 @@ async fn a_tunnel_is_cancelled() {
     assert_eq!((&line["bytes_in"], &line["bytes_out"]), (&5.into(), &5.into()));
     assert!((proxy.metric("headworks_request_bytes_total", &[("route", "all")]) - 5.0).abs() < 0.1);
     assert!(eventually(|| rows(&proxy, "/connections").is_empty(), SOON).await);
+}
+
+#[tokio::test]
+async fn a_tunnel_over_http2_is_cancelled_by_itself() {
+    let origin = Origin::h1();
+    let proxy = proxy(&origin.url());
+    let streams = Streams::connect(proxy.public(), 16 * 1024).await;
+    let (mut cut, kept) = (streams.ask("/ws", "websocket", &[]).await, streams.ask("/ws", "websocket", &[]).await);
+    assert_eq!((cut.status, kept.status), (200, 200));
+    // The oldest is shown first.
+    cancel(&proxy, &stream(&proxy, "/ws", |row| row["kind"] == "tunnel" && row["state"] == "answering").await);
+    cut.end().await.expect_err("no clean end");
+    assert_eq!(proxy.logged("/ws").await["reason"], "cancelled_by_operator");
+    assert!(eventually(|| origin.in_flight() == 1, SOON).await, "one call ends, and only one");
+    assert_eq!(rows(&proxy, "/streams").len(), 1);
+    drop(kept);
 }
 
 #[tokio::test]
