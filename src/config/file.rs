@@ -98,6 +98,8 @@ section! {
         address: Located<ListenAddress>, required;
         /// The permissions of a unix socket; "0660" when absent.
         mode: Located<Mode>, optional;
+        /// Whether other processes may listen on the same port; the system shares the clients out.
+        reuse_port: Located<Flag>, optional;
         /// Peers that begin with a header of the PROXY protocol (v1 or v2); any other peer is closed. Absent, nobody
         /// sends one.
         proxy_protocol: Located<Peers>, optional;

@@ -159,6 +159,8 @@ pub struct Listener {
     pub address: ListenAddress,
     /// The permissions of a unix socket.
     pub mode: u32,
+    /// Whether other processes may listen on the same port, and the system shares the clients out.
+    pub reuse_port: bool,
     /// Peers that begin with a header of the PROXY protocol, and no others may come; empty: nobody sends one.
     pub proxy_protocol: Peers,
     /// Client connections at most; none: as many as the server may have.

@@ -553,6 +553,7 @@ fn a_listener_may_be_a_unix_socket() {
     assert_eq!(listener("address = \"127.0.0.1:1\"\nproxy_protocol = []"), ["nobody could connect here"]);
     let wrong = listener("address = \"127.0.0.1:1\"\nproxy_protocol = \"10.0.0.0/33\"");
     assert_eq!(wrong, ["`10.0.0.0/33` is neither an IP address nor a network"]);
+    assert_eq!(listener("address = \"unix:/a\"\nreuse_port = true"), ["a unix socket has no port to share"]);
     assert_eq!(listener("address = \"unix:\""), ["the path of the unix socket is missing"]);
     let long = "x".repeat(200);
     assert_eq!(listener(&format!("address = \"unix:/{long}\"")), ["the path of the unix socket is too long"]);

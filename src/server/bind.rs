@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -27,18 +28,16 @@ pub(crate) enum Listening {
 impl Listening {
     /// Opens what the settings say.
     pub(super) fn open(settings: &config::Listener) -> io::Result<Self> {
-        Self::at(&settings.address, settings.mode)
+        match &settings.address {
+            ListenAddress::Tcp(address) => open_tcp(*address, settings.reuse_port).map(Self::Tcp),
+            address @ ListenAddress::Unix(_) => Self::at(address, settings.mode),
+        }
     }
 
     /// Listens at an address; `mode` is for a unix socket.
     pub(crate) fn at(address: &ListenAddress, mode: u32) -> io::Result<Self> {
         match address {
-            ListenAddress::Tcp(address) => {
-                let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-                socket.set_reuseaddr(true)?;
-                socket.bind(*address)?;
-                socket.listen(BACKLOG).map(Self::Tcp)
-            }
+            ListenAddress::Tcp(address) => open_tcp(*address, false).map(Self::Tcp),
             ListenAddress::Unix(path) => {
                 let listener = open_unix(path, mode)?;
                 Ok(Self::Unix(listener, SocketFile::of(path)?))
@@ -97,6 +96,16 @@ impl Listening {
             file.ours.store(false, Relaxed);
         }
     }
+}
+
+fn open_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    if reuse_port {
+        socket.set_reuseport(true)?;
+    }
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 fn open_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {

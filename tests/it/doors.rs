@@ -341,3 +341,24 @@ async fn a_shortage_of_descriptors_is_outlived() {
     next.get("/").await;
     assert_eq!(next.head().await.0, 200, "and life goes on");
 }
+
+#[tokio::test]
+async fn a_port_is_shared_only_by_those_who_agree() {
+    let listener = |address: &str, keys: &str| {
+        format!("[[server.listener]]\nname = \"front\"\naddress = \"{address}\"\n{keys}\n[[route]]\nrespond = {{}}\n")
+    };
+    let mut first = Proxy::from_toml(&listener("127.0.0.1:0", "reuse_port = true"));
+    let address = first.addr("front").to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("alone.toml");
+    std::fs::write(&file, listener(&address, "")).unwrap();
+    let alone = crate::support::run(&["run", "--config", file.to_str().unwrap()]);
+    assert!(!alone.status.success(), "{}", String::from_utf8_lossy(&alone.stderr));
+
+    let second = Proxy::from_toml(&listener(&address, "reuse_port = true"));
+    first.signal("KILL");
+    assert!(first.wait(SOON).is_some());
+    let mut client = Raw::connect(second.addr("front")).await;
+    client.get("/").await;
+    assert_eq!(client.head().await.0, 200);
+}

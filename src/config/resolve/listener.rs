@@ -50,6 +50,7 @@ fn plain(name: Arc<str>, address: ListenAddress) -> Listener {
         name,
         address,
         mode: MODE,
+        reuse_port: false,
         proxy_protocol: Peers::default(),
         max_connections: None,
         tls: Vec::new(),
@@ -63,6 +64,9 @@ fn one(listener: file::Listener, unique: &mut Unique, cx: &mut Context<'_>) -> O
     unique.address(&address.value, &address.at, cx);
     if let (Some(mode), ListenAddress::Tcp(_)) = (&listener.mode, &address.value) {
         cx.found.error(&mode.at, "only a unix socket has permissions");
+    }
+    if let (Some(reuse), ListenAddress::Unix(_)) = (&listener.reuse_port, &address.value) {
+        cx.found.error(&reuse.at, "a unix socket has no port to share");
     }
     if let Some(Located { value, at }) = &listener.proxy_protocol
         && value.is_empty()
@@ -79,6 +83,7 @@ fn one(listener: file::Listener, unique: &mut Unique, cx: &mut Context<'_>) -> O
     let pair = |pair: file::Certificate| Some(Certificate { cert: pair.cert?.0, key: pair.key?.0 });
     Some(Listener {
         mode: listener.mode.map_or(MODE, |mode| mode.value.0),
+        reuse_port: listener.reuse_port.is_some_and(|reuse| reuse.value.0),
         proxy_protocol: listener.proxy_protocol.map_or_else(Peers::default, |peers| peers.value),
         max_connections: listener.max_connections.map(|most| count(most.0).get()),
         client_auth: listener.client_auth.and_then(client_auth),
