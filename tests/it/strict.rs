@@ -129,7 +129,8 @@ async fn a_head_under_way_is_waited_for_when_the_proxy_drains_and_told_at_the_en
     tokio::time::sleep(Duration::from_millis(100)).await;
     let start = Instant::now();
     proxy.signal("TERM");
-    assert!(eventually(|| proxy.log().contains("draining"), SOON).await);
+    // Once nobody is let in any more, every connection has been told.
+    assert!(eventually(|| std::net::TcpStream::connect(proxy.public()).is_err(), SOON).await);
     ends.send("st: a\r\n\r\n").await;
     let (status, headers) = ends.head().await;
     assert_eq!((status, headers["connection"].as_bytes()), (200, b"close".as_slice()));
