@@ -39,6 +39,9 @@ impl Operator for Desk {
 
     fn reload(&self) -> Later<'_> {
         Box::pin(async {
+            if !self.is_ready() {
+                return Err(Denied::new(StatusCode::CONFLICT, "the proxy drains"));
+            }
             let report = self.reload.reload(Trigger::Admin).await;
             match &report.result {
                 Ok(_) => Ok(facts(&report)),

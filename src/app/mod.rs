@@ -260,6 +260,7 @@ impl App {
                 hurry.await;
             }
         };
+        self.listeners.let_go();
         let cut = self.server.drain(grace, hurry).await;
         if cut != Cut::default() {
             let Cut { requests, streams } = cut;

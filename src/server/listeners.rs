@@ -101,6 +101,12 @@ impl Listeners {
         self.lock().iter().for_each(|open| open.socket.keep_file());
     }
 
+    /// Leaves each socket to its accept loop alone, so that it is closed when the loop ends, and clients are refused
+    /// rather than left waiting for nobody.
+    pub fn let_go(&self) {
+        self.lock().clear();
+    }
+
     /// Binds what is wanted and not bound yet, which changes nothing for anybody. A listener that is only called
     /// otherwise keeps its socket.
     pub fn prepare(&self, wanted: &[Arc<Door>]) -> Result<Prepared, BindError> {
