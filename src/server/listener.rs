@@ -120,7 +120,7 @@ async fn wait_out(arrivals: &Arrivals, shortage: &mut Shortage, error: &io::Erro
     if let Some(times) = shortage.speak(Instant::now()) {
         tracing::warn!(listener, %error, times, "cannot accept: clients wait, and some are turned away");
     }
-    if shortage.wait().await {
+    if shortage.gives_up() {
         tokio::select! {
             biased;
             accepted = arrivals.bound().socket.accept() => if let Ok(socket) = accepted { arrivals.turn_away(&socket) },
@@ -128,4 +128,5 @@ async fn wait_out(arrivals: &Arrivals, shortage: &mut Shortage, error: &io::Erro
         }
         shortage.refill();
     }
+    Shortage::pause().await;
 }

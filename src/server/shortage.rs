@@ -61,12 +61,15 @@ impl Shortage {
         }
     }
 
-    /// Waits. Then, when the shortage has lasted longer than one wait, whether a client is to be accepted with the
-    /// descriptor that was given up, and closed.
-    pub(super) async fn wait(&mut self) -> bool {
+    /// Whether a client is to be accepted with the descriptor that this gives up, and closed: when the shortage has
+    /// outlasted a pause.
+    pub(super) fn gives_up(&mut self) -> bool {
+        std::mem::replace(&mut self.lasts, true) && self.spare.take().is_some()
+    }
+
+    /// Waits for some connection to end.
+    pub(super) async fn pause() {
         tokio::time::sleep(PAUSE).await;
-        let give_up = std::mem::replace(&mut self.lasts, true);
-        give_up && self.spare.take().is_some()
     }
 
     /// Takes the spare descriptor back.
@@ -93,16 +96,16 @@ fn spare() -> Option<File> {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_client_is_turned_away_only_when_the_shortage_lasts() {
+    #[test]
+    fn a_client_is_turned_away_only_when_the_shortage_lasts() {
         let mut shortage = Shortage::new();
-        assert!(!shortage.wait().await, "it may be over already");
-        assert!(shortage.wait().await);
-        assert!(!shortage.wait().await, "the spare is out");
+        assert!(!shortage.gives_up(), "it may be over in a moment");
+        assert!(shortage.gives_up());
+        assert!(!shortage.gives_up(), "the spare is out");
         shortage.refill();
-        assert!(shortage.wait().await);
+        assert!(shortage.gives_up());
         shortage.is_over();
-        assert!(!shortage.wait().await);
+        assert!(!shortage.gives_up());
     }
 
     #[tokio::test(start_paused = true)]
