@@ -290,5 +290,7 @@ async fn an_early_refusal_arrives_every_time() {
         assert_eq!(out.trim(), "100", "{args:?}: {err}");
     }
     drop(busy);
+    let used = || scene.proxy.metric("headworks_credits_used", &[("class", "unary")]);
+    assert!(eventually(|| used() < 0.5, SOON).await, "the credit did not come back");
     assert_eq!(get(scene.proxy.addr("listen-1"), "/delay/1").await.status, 200);
 }
