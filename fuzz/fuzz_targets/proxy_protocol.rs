@@ -1,7 +1,7 @@
 //! The PROXY protocol: a header is whole with its last byte, and what follows changes nothing.
 #![no_main]
 
-use headworks::server::proxy_protocol::{LONGEST, parse};
+use headworks::server::accept::proxy_protocol::{LONGEST, parse};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::listener::Server;
+use super::accept::Server;
 use crate::body::kind::Kind;
 use crate::context::RequestContext;
 use crate::error::Reason;

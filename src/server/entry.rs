@@ -8,10 +8,10 @@ use http::header::CONTENT_LENGTH;
 use http::{Method, StatusCode, Version};
 use hyper::body::Incoming;
 
+use super::connection::writer;
 use super::plain::is_unambiguous;
 use super::shutdown::Shutdown;
 use super::switch::{self, Client};
-use super::writer;
 use crate::body::Body;
 use crate::context::{Connection, Connections, Request, RequestContext, RequestId, Response, Shares, hop_address};
 use crate::entropy;

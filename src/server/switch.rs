@@ -7,8 +7,8 @@ use http::{Request, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
+use super::connection::writer::{Patient, Writer};
 use super::shutdown::Shutdown;
-use super::writer::{Patient, Writer};
 use crate::body::End;
 use crate::context::{RequestContext, Response};
 use crate::error::Reason;

@@ -1,4 +1,27 @@
 //! One client's connection: its protocol is found, and hyper serves it within the limits of this place.
+//!
+//! | file | does |
+//! |---|---|
+//! | `mod.rs` | finds the protocol, and sets hyper up for it |
+//! | `handshake.rs` | the TLS handshake, and how it fails |
+//! | `drive.rs` | drives hyper, watches for the client's end, says goodbye |
+//! | `deadlines.rs` | when a connection has taken too long |
+//! | `endings.rs` | how connections end, counted |
+//! | `socket.rs` | a client's socket, TCP or unix, and its options |
+//! | `io.rs` | the socket that cuts a stalled client |
+//! | `frames.rs` | what HTTP/2 frames tell before h2 reads them: floods, and work that is thrown away |
+//! | `stream_task.rs` | h2 streams that are cut one by one |
+//! | `writer.rs` | h2 streams that become tunnels |
+
+mod deadlines;
+mod drive;
+pub(super) mod endings;
+mod frames;
+pub(super) mod handshake;
+mod io;
+pub(super) mod socket;
+mod stream_task;
+pub(super) mod writer;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -16,21 +39,21 @@ use rustls::ProtocolVersion;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use super::deadlines::Deadlines;
-use super::endings::Endings;
-use super::entry::Entry;
-use super::frames::{FrameGate, Frames};
-use super::handshake::Handshake;
-use super::http1::{Bounds, GateIo};
-use super::io::GuardedIo;
-use super::plain::is_too_large;
-use super::shutdown::Shutdown;
-use super::socket::Socket;
-use super::stream_task::{Paced, StreamExecutor, second_look};
-use super::writer::Writer;
 use crate::context::{Connection, Protocol};
 use crate::error::Reason;
+use crate::server::entry::Entry;
+use crate::server::http1::{Bounds, GateIo};
+use crate::server::plain::is_too_large;
+use crate::server::shutdown::Shutdown;
 use crate::snapshot::Limits;
+use deadlines::Deadlines;
+use endings::Endings;
+use frames::{FrameGate, Frames};
+use handshake::Handshake;
+use io::GuardedIo;
+use socket::Socket;
+use stream_task::{Paced, StreamExecutor, second_look};
+use writer::Writer;
 
 /// The largest that HTTP/2 knows is twice that.
 const LARGEST_WINDOW: u32 = 1 << 30;
@@ -75,12 +98,12 @@ impl Session {
         }
     }
 
-    pub(super) fn io(&self, seen: BytesMut) -> GuardedIo {
+    fn io(&self, seen: BytesMut) -> GuardedIo {
         GuardedIo::new(Arc::clone(&self.socket), Arc::clone(&self.connection), seen.freeze())
     }
 
     /// What comes before the first request: bounded in time, and not worth more than a moment when the proxy drains.
-    pub(super) async fn in_time<T>(&self, opening: impl Future<Output = T>) -> Option<T> {
+    async fn in_time<T>(&self, opening: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             opened = timeout(self.limits.header_timeout, opening) => opened.ok(),
             () = self.last_call() => None,

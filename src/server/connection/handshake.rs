@@ -9,21 +9,21 @@ use tokio::io::AsyncWriteExt as _;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::connection::Session;
+use super::Session;
 use super::io::GuardedIo;
 use crate::context::ClientCert;
 use crate::metrics::{Counter, Registry};
 use crate::tls;
 
 /// What a connection over TLS begins with.
-pub(super) struct Handshake {
-    pub(super) acceptor: TlsAcceptor,
-    pub(super) failures: Arc<Failures>,
+pub(in crate::server) struct Handshake {
+    pub(in crate::server) acceptor: TlsAcceptor,
+    pub(in crate::server) failures: Arc<Failures>,
 }
 
 /// How handshakes of one listener fail.
 #[derive(Debug)]
-pub(super) struct Failures([Counter; Failure::ALL.len()]);
+pub(in crate::server) struct Failures([Counter; Failure::ALL.len()]);
 
 /// Why a handshake failed. A closed set: what a client sends makes no label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Failure {
 }
 
 impl Failures {
-    pub(super) fn new(listener: &str, registry: &Registry) -> Self {
+    pub(in crate::server) fn new(listener: &str, registry: &Registry) -> Self {
         Self(Failure::ALL.map(|failure| {
             let labels = [("listener", listener), ("reason", failure.label())];
             registry.counter("headworks_tls_handshake_failures_total", "TLS handshakes that failed.", &labels)

@@ -13,16 +13,16 @@ use bytes::{Buf as _, BytesMut};
 use tokio::time::timeout;
 
 use super::clients::Clients;
-use super::connection::Session;
-use super::endings::Endings;
-use super::entry::Entry;
-use super::handshake::{Failures, Handshake};
 use super::listeners::Bound;
 use super::places::Place;
 use super::proxy_protocol::{self, Header};
-use super::socket::Socket;
 use crate::context::{Connection, Reserved};
 use crate::metrics::{Counter, Gauge, Registry};
+use crate::server::connection::Session;
+use crate::server::connection::endings::Endings;
+use crate::server::connection::handshake::{Failures, Handshake};
+use crate::server::connection::socket::Socket;
+use crate::server::entry::Entry;
 use crate::snapshot::Snapshot;
 
 /// One listener's clients as they come.

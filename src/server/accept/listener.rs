@@ -9,15 +9,15 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::arrivals::Arrivals;
 use super::clients::Clients;
-use super::connection::LAST_CALL;
-use super::endings::Endings;
-use super::entry::Entry;
 use super::listeners::Bound;
-use super::memory;
 use super::places::{Place, Places};
 use super::shortage::{Shortage, Trouble};
-use super::shutdown::Shutdown;
 use crate::metrics::Registry;
+use crate::server::connection::LAST_CALL;
+use crate::server::connection::endings::Endings;
+use crate::server::entry::Entry;
+use crate::server::memory;
+use crate::server::shutdown::Shutdown;
 
 /// How often a listener that is full looks whether its cap has changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -53,11 +53,11 @@ impl Server {
         self.entry.connections.memory().set_limit(bytes.unwrap_or_else(memory::auto));
     }
 
-    pub(super) fn entry(&self) -> &Entry {
+    pub(in crate::server) fn entry(&self) -> &Entry {
         &self.entry
     }
 
-    pub(super) fn shutdown(&self) -> &Shutdown {
+    pub(in crate::server) fn shutdown(&self) -> &Shutdown {
         &self.entry.shutdown
     }
 

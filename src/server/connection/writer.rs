@@ -26,7 +26,7 @@ tokio::task_local!(static CURRENT: Writer);
 
 /// See the module's text. In the extensions of an extended CONNECT.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Writer(Arc<Shared>);
+pub(in crate::server) struct Writer(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -68,13 +68,13 @@ impl Writer {
     }
 
     /// Ends the task, and with it the stream: by a reset, unless everything had been said.
-    pub(super) async fn cut(&self) {
+    pub(in crate::server) async fn cut(&self) {
         self.0.cut.cancel();
         self.0.over.cancelled().await;
     }
 
     /// Waits until nobody is there to send to, though not all was said.
-    pub(super) async fn lost(&self) {
+    pub(in crate::server) async fn lost(&self) {
         self.0.over.cancelled().await;
         if self.0.closed.load(Relaxed) {
             std::future::pending::<()>().await;
@@ -83,7 +83,7 @@ impl Writer {
 }
 
 /// Makes of an extended CONNECT a GET of its path, which is routed like any other.
-pub(super) fn as_get<B>(request: &mut Request<B>) {
+pub(in crate::server) fn as_get<B>(request: &mut Request<B>) {
     let Some(protocol) = request.extensions_mut().remove::<Protocol>() else { return };
     *request.method_mut() = Method::GET;
     let upgrade = HeaderValue::try_from(protocol.as_str()).unwrap_or(HeaderValue::from_static("-"));
@@ -93,7 +93,7 @@ pub(super) fn as_get<B>(request: &mut Request<B>) {
 
 /// A client's side of a tunnel whose writes fail with `TimedOut` once the client has taken nothing for the stall time.
 #[derive(Debug)]
-pub(super) struct Patient<T> {
+pub(in crate::server) struct Patient<T> {
     io: T,
     writer: Writer,
     stall: Duration,
@@ -101,7 +101,7 @@ pub(super) struct Patient<T> {
 }
 
 impl<T> Patient<T> {
-    pub(super) fn new(io: T, writer: Writer, stall: Duration) -> Self {
+    pub(in crate::server) fn new(io: T, writer: Writer, stall: Duration) -> Self {
         Self { io, writer, stall, blocked: None }
     }
 

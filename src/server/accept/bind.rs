@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use socket2::{Domain, SockAddr, Type};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
-use super::socket::Socket;
 use crate::config::{self, ListenAddress};
+use crate::server::connection::socket::Socket;
 
 /// Connections that wait in the kernel to be accepted; the system may allow fewer.
 const BACKLOG: u32 = 1024;

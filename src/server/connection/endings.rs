@@ -101,10 +101,10 @@ impl Ending {
 
 /// One counter for each.
 #[derive(Clone, Debug)]
-pub(super) struct Endings(Vec<Counter>);
+pub(in crate::server) struct Endings(Vec<Counter>);
 
 impl Endings {
-    pub(super) fn new(registry: &Registry) -> Self {
+    pub(in crate::server) fn new(registry: &Registry) -> Self {
         let counter = |label: &&str| {
             let help = "Client connections that are over, by how they ended.";
             registry.counter("headworks_connections_ended_total", help, &[("reason", *label)])

@@ -32,7 +32,7 @@ macro_rules! either {
 
 impl Socket {
     /// Who is at the other end; nobody with an address on a unix socket.
-    pub(super) fn peer(&self) -> Option<SocketAddr> {
+    pub(in crate::server) fn peer(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(_, peer) => Some(*peer),
             Self::Unix(_) => None,
@@ -40,7 +40,7 @@ impl Socket {
     }
 
     /// The address it was accepted on.
-    pub(super) fn local(&self) -> Option<SocketAddr> {
+    pub(in crate::server) fn local(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(socket, _) => socket.local_addr().ok(),
             Self::Unix(_) => None,
@@ -84,7 +84,7 @@ impl Socket {
     }
 
     /// Waits for bytes and adds them to `seen`, at most 2 KiB; 0 at the end.
-    pub(super) async fn read_more(&self, seen: &mut BytesMut) -> io::Result<usize> {
+    pub(in crate::server) async fn read_more(&self, seen: &mut BytesMut) -> io::Result<usize> {
         loop {
             self.ready(Interest::READABLE).await?;
             match self.append(seen) {
@@ -128,7 +128,7 @@ impl Socket {
 
     /// Sets the options that a served connection wants. They are wishes: where one is refused the connection still
     /// works.
-    pub(super) fn prepare(&self, limits: Limits) {
+    pub(in crate::server) fn prepare(&self, limits: Limits) {
         match self {
             Self::Tcp(socket, _) => prepare_tcp(&SockRef::from(socket), limits),
             // Its send buffer is the peer's receive buffer: without a bound a stall would show late.

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::bind::Listening;
 use super::inherited::Inherited;
 use super::listener::Server;
-use super::shutdown::Shutdown;
 use crate::config::{self, ListenAddress};
+use crate::server::shutdown::Shutdown;
 use crate::snapshot::Door;
 
 /// All listeners of the proxy.

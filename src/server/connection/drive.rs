@@ -10,12 +10,12 @@ use std::time::Duration;
 use hyper::server::conn::{http1, http2};
 use tokio::time::timeout;
 
-use super::connection::{LAST_CALL, Session};
 use super::deadlines::{Deadlines, Overdue};
 use super::endings::Ending;
 use super::frames::Frames;
 use super::io::{gone, lost};
 use super::socket::Socket;
+use super::{LAST_CALL, Session};
 use crate::context::Connection;
 use crate::error::Reason;
 
