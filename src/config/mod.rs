@@ -67,7 +67,7 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// Which texts in here came from the environment or from files.
     pub secrets: Secrets,
-    /// Every key with its value, as [`effective`] makes it: secrets are not in it.
+    /// Every key with its value, as `effective.rs` makes it: secrets are not in it.
     pub effective: serde_json::Value,
     /// The files that it names: certificates, keys, authorities and secrets.
     pub files: Vec<PathBuf>,

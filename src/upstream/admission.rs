@@ -1,7 +1,7 @@
 //! Admission to an upstream: a credit now, a bounded wait for one, or a refusal that says when to come back.
 //!
-//! The decisions are [`Ledger`]'s and those of [`DrainRate`](crate::control::drain_rate::DrainRate); here are the lock, the
-//! wake-ups and the clock.
+//! The decisions are those of `control/`: the ledger's and the drain rate's. Here are the lock, the wake-ups and the
+//! clock.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
