@@ -8,6 +8,8 @@
 //! | [`credits`] | who gets a credit of which endpoint now, who waits, who is refused |
 //! | [`gcra`] | whether a rate-limited key has room, and when it will |
 //! | [`key_store`] | which of many rate-limited keys are remembered in bounded memory |
+//! | [`limit`] | how many credits an endpoint should have: fixed, or found by measuring |
+//! | [`windows`] | the same for all endpoints of an upstream, and who else has a say |
 //! | [`drain_rate`] | when a refused client should come back |
 
 pub mod cancel_budget;
@@ -16,3 +18,5 @@ pub mod drain_rate;
 pub mod frame_budget;
 pub mod gcra;
 pub mod key_store;
+pub mod limit;
+pub mod windows;

@@ -45,6 +45,7 @@ mod memory;
 mod metrics;
 mod open;
 mod reload;
+mod scenarios;
 mod sdk;
 mod secrets;
 mod self_test;

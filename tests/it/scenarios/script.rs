@@ -1,0 +1,233 @@
+//! What a scenario says.
+
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::time::Duration;
+
+use headworks::control::limit::{Bounds, Settings};
+use toml::{Table, Value};
+
+use super::service::Law;
+
+/// A whole scenario.
+#[derive(Clone, Debug)]
+pub(super) struct Script {
+    pub(super) name: String,
+    pub(super) service: Service,
+    pub(super) clients: Clients,
+    pub(super) proxy: Proxy,
+    /// How long it runs.
+    pub(super) time: f64,
+    pub(super) seed: u64,
+    pub(super) expect: Vec<Expect>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Service {
+    pub(super) workers: f64,
+    /// Mean time of one request that is alone, in seconds.
+    pub(super) mean: f64,
+    pub(super) law: Law,
+    /// All requests share the workers evenly; otherwise they queue for one each.
+    pub(super) is_sharing: bool,
+    /// Slows down by this part for each request per worker beyond 1.5.
+    pub(super) contention: f64,
+    /// This part of the requests fails within a millisecond.
+    pub(super) errors: f64,
+    pub(super) changes: Vec<Change>,
+}
+
+/// From `at` on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Change {
+    pub(super) at: f64,
+    /// Part of the workers that are there.
+    pub(super) workers: f64,
+    /// How many times longer each request takes.
+    pub(super) slower: f64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Clients {
+    /// From each moment on, the load as a multiple of the service's capacity at the beginning.
+    pub(super) load: Vec<(f64, f64)>,
+    /// How long a client waits for its answer.
+    pub(super) patience: f64,
+    /// How often a client tries, with a growing pause between.
+    pub(super) tries: u32,
+    /// This part of the clients loses interest at a random moment, after the mean service time on average.
+    pub(super) fickle: f64,
+    /// This part of the clients reads slowly, and keeps its credit for [`Clients::reading`].
+    pub(super) slow: f64,
+    pub(super) reading: f64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Proxy {
+    pub(super) count: usize,
+    pub(super) limit: Settings,
+    pub(super) queue: usize,
+    pub(super) wait: f64,
+}
+
+/// A range that must hold between two moments.
+#[derive(Clone, Debug)]
+pub(super) struct Expect {
+    pub(super) from: f64,
+    pub(super) to: f64,
+    pub(super) ranges: Vec<(String, RangeInclusive<f64>)>,
+}
+
+impl Script {
+    pub(super) fn read(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).unwrap();
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        Self::parse(name, &text)
+    }
+
+    pub(super) fn parse(name: String, text: &str) -> Self {
+        let mut root = Keys::new(&name, text.parse().unwrap_or_else(|error| panic!("{name}: {error}")));
+        let script = Self {
+            service: service(root.table("service")),
+            clients: clients(root.table("clients")),
+            proxy: proxy(root.table("proxy")),
+            time: root.time("time", 30.0),
+            seed: root.number("seed", 1.0) as u64,
+            expect: root.tables("expect").into_iter().map(expect).collect(),
+            name,
+        };
+        root.done();
+        script
+    }
+}
+
+fn service(mut keys: Keys) -> Service {
+    let service = Service {
+        workers: keys.number("workers", 16.0),
+        mean: keys.time("mean", 0.1),
+        law: match keys.text("law", "exponential").as_str() {
+            "constant" => Law::Constant,
+            "exponential" => Law::Exponential,
+            "lognormal" => Law::Lognormal,
+            "bimodal" => Law::Bimodal,
+            other => panic!("unknown law {other}"),
+        },
+        is_sharing: keys.text("discipline", "queue") == "sharing",
+        contention: keys.number("contention", 0.0),
+        errors: keys.number("errors", 0.0),
+        changes: keys.tables("change").into_iter().map(change).collect(),
+    };
+    keys.done();
+    service
+}
+
+fn change(mut keys: Keys) -> Change {
+    let change =
+        Change { at: keys.time("at", 0.0), workers: keys.number("workers", 1.0), slower: keys.number("slower", 1.0) };
+    keys.done();
+    change
+}
+
+fn clients(mut keys: Keys) -> Clients {
+    let load = match keys.take("load") {
+        None => vec![(0.0, 2.0)],
+        Some(Value::Array(steps)) => steps
+            .into_iter()
+            .map(|step| {
+                let mut step = Keys::new("a step of the load", step.as_table().unwrap().clone());
+                (step.time("at", 0.0), step.number("load", 1.0))
+            })
+            .collect(),
+        Some(load) => vec![(0.0, number(&load))],
+    };
+    let clients = Clients {
+        load,
+        patience: keys.time("patience", 1.0),
+        tries: keys.number("tries", 1.0) as u32,
+        fickle: keys.number("fickle", 0.0),
+        slow: keys.number("slow", 0.0),
+        reading: keys.time("reading", 0.0),
+    };
+    keys.done();
+    clients
+}
+
+fn proxy(mut keys: Keys) -> Proxy {
+    let limit = match keys.take("limit") {
+        None => Settings::Adaptive(Bounds::default()),
+        Some(limit) => Settings::Fixed(number(&limit) as usize),
+    };
+    let proxy = Proxy {
+        count: keys.number("count", 1.0) as usize,
+        limit,
+        queue: keys.number("queue", 256.0) as usize,
+        wait: keys.time("wait", 0.25),
+    };
+    keys.done();
+    proxy
+}
+
+fn expect(mut keys: Keys) -> Expect {
+    let (from, to) = (keys.time("from", 0.0), keys.time("to", f64::INFINITY));
+    let ranges = std::mem::take(&mut keys.table).into_iter().map(|(key, value)| {
+        let value = value.as_array().unwrap_or_else(|| panic!("{key} is no range")).clone();
+        (key, number(&value[0])..=number(&value[1]))
+    });
+    Expect { from, to, ranges: ranges.collect() }
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_float().or_else(|| value.as_integer().map(|n| n as f64)).unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+/// The keys of a table, taken out one by one so that a wrong one is noticed.
+struct Keys {
+    title: String,
+    table: Table,
+}
+
+impl Keys {
+    fn new(title: &str, table: Table) -> Self {
+        Self { title: title.to_owned(), table }
+    }
+
+    fn take(&mut self, key: &str) -> Option<Value> {
+        self.table.remove(key)
+    }
+
+    fn table(&mut self, key: &str) -> Keys {
+        let table = self.take(key).map(|value| value.as_table().unwrap().clone()).unwrap_or_default();
+        Keys::new(key, table)
+    }
+
+    fn tables(&mut self, key: &str) -> Vec<Keys> {
+        let tables = self.take(key).map(|value| value.as_array().unwrap().clone()).unwrap_or_default();
+        tables.into_iter().map(|table| Keys::new(key, table.as_table().unwrap().clone())).collect()
+    }
+
+    fn number(&mut self, key: &str, default: f64) -> f64 {
+        self.take(key).map_or(default, |value| number(&value))
+    }
+
+    fn text(&mut self, key: &str, default: &str) -> String {
+        self.take(key).map_or_else(|| default.to_owned(), |value| value.as_str().unwrap().to_owned())
+    }
+
+    /// A time such as "20ms" or "1.5s", in seconds.
+    fn time(&mut self, key: &str, default: f64) -> f64 {
+        let Some(value) = self.take(key) else { return default };
+        let text = value.as_str().unwrap_or_else(|| panic!("{key} is no time"));
+        match text.strip_suffix("ms") {
+            Some(millis) => millis.parse::<f64>().unwrap() / 1e3,
+            None => text.strip_suffix('s').unwrap().parse().unwrap(),
+        }
+    }
+
+    fn done(self) {
+        assert!(self.table.is_empty(), "unknown keys in {}: {:?}", self.title, self.table);
+    }
+}
+
+pub(super) fn span(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}

@@ -1,0 +1,398 @@
+//! Runs a scenario: clients, proxies and a service, event by event. The proxies are the product's own ledger and windows.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use headworks::control::credits::{Answer, Class, Ledger, Slot, Ticket};
+use headworks::control::limit::{Outcome, Start};
+use headworks::control::windows::{Begun, Windows};
+use tokio::time::Instant;
+
+use super::script::{Script, span};
+use super::service::{Luck, Service};
+
+/// Length of a step of the record.
+const STEP: f64 = 0.1;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Arrives,
+    Tries(usize),
+    WaitedEnough(usize),
+    Leaves(usize),
+    Served(usize),
+    Failed(usize),
+    HasRead(usize),
+    /// The shared workers are done with one, unless something came between.
+    Shared(u64),
+    Changes(usize),
+    Step,
+}
+
+#[derive(Debug)]
+struct Request {
+    user: usize,
+    proxy: usize,
+    arrived: f64,
+    ticket: Option<Ticket>,
+    slot: Option<Slot>,
+    begun: Option<Begun>,
+    start: Option<Start>,
+    sent: f64,
+    /// The service's time, once it has answered.
+    latency: Option<f64>,
+    is_over: bool,
+}
+
+#[derive(Debug)]
+struct Proxy {
+    ledger: Ledger<usize>,
+    windows: Windows,
+}
+
+/// What happened within one step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Step {
+    arrived: usize,
+    pub(super) good: usize,
+    refused: usize,
+    left: usize,
+    latency: f64,
+    /// Over all proxies, at the end of the step.
+    limit: f64,
+    /// Credits that are kept by clients who still read.
+    reading: f64,
+    measuring: f64,
+}
+
+pub(super) struct World {
+    script: Script,
+    began: Instant,
+    now: f64,
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    count: u64,
+    luck: Luck,
+    service: Service,
+    shared: u64,
+    proxies: Vec<Proxy>,
+    requests: Vec<Request>,
+    tries: Vec<u32>,
+    reading: usize,
+    steps: Vec<Step>,
+}
+
+impl World {
+    /// Runs it to its end.
+    pub(super) fn run(script: &Script) -> Self {
+        let mut world = Self::new(script);
+        world.at(0.0, Event::Arrives);
+        world.at(STEP, Event::Step);
+        for (number, change) in script.service.changes.iter().enumerate() {
+            world.at(change.at, Event::Changes(number));
+        }
+        while let Some(Reverse((nanos, _, event))) = world.events.pop() {
+            world.now = nanos as f64 / 1e9;
+            if world.now > script.time {
+                break;
+            }
+            world.happens(event);
+        }
+        world
+    }
+
+    fn new(script: &Script) -> Self {
+        let began = Instant::now();
+        let proxy = |_| {
+            let mut ledger = Ledger::new(1, 0, Some(1024), script.proxy.queue);
+            let mut windows = Windows::default();
+            let unix = Duration::from_millis(1_700_000_000_137);
+            windows.set(&mut ledger, 0, script.proxy.limit, began, unix);
+            Proxy { ledger, windows }
+        };
+        Self {
+            began,
+            now: 0.0,
+            events: BinaryHeap::new(),
+            count: 0,
+            luck: Luck::new(script.seed),
+            service: Service::new(&script.service, script.seed),
+            shared: 0,
+            proxies: (0..script.proxy.count).map(proxy).collect(),
+            requests: Vec::new(),
+            tries: Vec::new(),
+            reading: 0,
+            steps: vec![Step::default()],
+            script: script.clone(),
+        }
+    }
+
+    fn at(&mut self, time: f64, event: Event) {
+        self.count += 1;
+        self.events.push(Reverse(((time * 1e9) as u64, self.count, event)));
+    }
+
+    fn instant(&self) -> Instant {
+        self.began + span(self.now)
+    }
+
+    fn step(&mut self) -> &mut Step {
+        self.steps.last_mut().unwrap()
+    }
+
+    /// Requests a second that the service can do at the beginning.
+    fn capacity(&self) -> f64 {
+        self.script.service.workers / self.script.service.mean
+    }
+
+    fn happens(&mut self, event: Event) {
+        match event {
+            Event::Arrives => {
+                let load =
+                    self.script.clients.load.iter().rev().find(|(at, _)| *at <= self.now).map_or(0.0, |step| step.1);
+                let gap = self.luck.exponential() / (load.max(1e-6) * self.capacity());
+                // A pause in the load must not outlast its end.
+                self.at(self.now + gap.min(0.5), Event::Arrives);
+                if gap <= 0.5 {
+                    self.step().arrived += 1;
+                    self.tries.push(0);
+                    self.tries(self.tries.len() - 1);
+                }
+            }
+            Event::Tries(user) => self.tries(user),
+            Event::WaitedEnough(id) => self.waited_enough(id),
+            Event::Leaves(id) => self.leaves(id),
+            Event::Served(id) => {
+                self.service.end();
+                self.served(id);
+            }
+            Event::Failed(id) => self.failed(id),
+            Event::HasRead(id) => {
+                self.reading -= 1;
+                self.ends(id);
+            }
+            Event::Shared(version) if version == self.shared => {
+                if let Some((id, _)) = self.service.next_shared(self.now) {
+                    self.service.end_shared(self.now);
+                    self.served(id);
+                }
+            }
+            Event::Shared(_) => {}
+            Event::Changes(number) => {
+                self.service.change(self.now, self.script.service.changes[number]);
+                self.work();
+            }
+            Event::Step => {
+                let sum = |read: &dyn Fn(&Proxy) -> usize| self.proxies.iter().map(read).sum::<usize>() as f64;
+                let limit = sum(&|proxy| proxy.windows.view(0).unwrap().found);
+                let measuring = sum(&|proxy| usize::from(proxy.windows.view(0).unwrap().is_measuring));
+                let reading = self.reading as f64;
+                *self.step() = Step { limit, reading, measuring, ..*self.step() };
+                self.steps.push(Step::default());
+                self.at(self.now + STEP, Event::Step);
+            }
+        }
+    }
+
+    fn tries(&mut self, user: usize) {
+        self.tries[user] += 1;
+        let proxy = (self.luck.unit() * self.proxies.len() as f64) as usize;
+        let id = self.requests.len();
+        let answer = {
+            let proxy = &mut self.proxies[proxy];
+            let answer = proxy.ledger.acquire(Class::Unary, || id);
+            if !matches!(answer, Answer::Granted(_)) {
+                proxy.windows.relieve(&mut proxy.ledger, self.began + span(self.now));
+            }
+            match answer {
+                Answer::Full(id) => proxy.ledger.acquire(Class::Unary, || id),
+                answer => answer,
+            }
+        };
+        self.requests.push(Request {
+            user,
+            proxy,
+            arrived: self.now,
+            ticket: None,
+            slot: None,
+            begun: None,
+            start: None,
+            sent: 0.0,
+            latency: None,
+            is_over: false,
+        });
+        let clients = &self.script.clients;
+        let (patience, fickle) = (clients.patience, clients.fickle);
+        let leaves = if fickle > 0.0 && self.luck.unit() < fickle {
+            patience.min(self.luck.exponential() * self.script.service.mean)
+        } else {
+            patience
+        };
+        match answer {
+            Answer::Granted(slot) => {
+                self.at(self.now + leaves, Event::Leaves(id));
+                self.send(id, slot);
+            }
+            Answer::Queued(ticket) => {
+                self.requests[id].ticket = Some(ticket);
+                self.at(self.now + leaves, Event::Leaves(id));
+                self.at(self.now + self.script.proxy.wait, Event::WaitedEnough(id));
+                self.hand_out(proxy);
+            }
+            Answer::Full(_) => {
+                self.step().refused += 1;
+                self.requests[id].is_over = true;
+                self.retries(id);
+            }
+        }
+    }
+
+    fn send(&mut self, id: usize, slot: Slot) {
+        let now = self.instant();
+        let proxy = &mut self.proxies[self.requests[id].proxy];
+        let start = proxy.windows.on_start(&mut proxy.ledger, &slot, now);
+        let request = &mut self.requests[id];
+        (request.slot, request.start, request.sent, request.ticket) = (Some(slot), start, self.now, None);
+        if self.script.service.errors > 0.0 && self.luck.unit() < self.script.service.errors {
+            self.at(self.now + 0.001, Event::Failed(id));
+        } else {
+            self.service.take(self.now, id);
+            self.work();
+        }
+    }
+
+    /// The service goes on with what it has.
+    fn work(&mut self) {
+        while let Some((id, done)) = self.service.begin(self.now) {
+            self.at(done, Event::Served(id));
+        }
+        if let Some((_, done)) = self.service.next_shared(self.now) {
+            self.shared += 1;
+            self.at(done, Event::Shared(self.shared));
+        }
+    }
+
+    fn served(&mut self, id: usize) {
+        let latency = self.now - self.requests[id].sent;
+        if !self.requests[id].is_over {
+            self.requests[id].latency = Some(latency);
+            self.step().good += 1;
+            let waited = self.now - self.requests[id].arrived;
+            self.step().latency += waited;
+            let clients = &self.script.clients;
+            let (slow, reading) = (clients.slow, clients.reading);
+            if slow > 0.0 && self.luck.unit() < slow {
+                let now = self.instant();
+                let request = &mut self.requests[id];
+                if let (Some(start), Some(slot)) = (&mut request.start, request.slot.take()) {
+                    let windows = &mut self.proxies[request.proxy].windows;
+                    request.begun = Some(windows.on_head(slot, start, span(latency), now));
+                }
+                self.reading += 1;
+                self.at(self.now + reading, Event::HasRead(id));
+            } else {
+                self.ends(id);
+            }
+        }
+        self.work();
+    }
+
+    fn ends(&mut self, id: usize) {
+        let latency = self.requests[id].latency.unwrap_or(0.0);
+        self.over(id, Outcome::Answered(span(latency)));
+    }
+
+    fn failed(&mut self, id: usize) {
+        if !self.requests[id].is_over {
+            self.over(id, Outcome::Failed(span(0.001)));
+        }
+    }
+
+    fn leaves(&mut self, id: usize) {
+        if self.requests[id].is_over || self.requests[id].latency.is_some() {
+            return;
+        }
+        self.step().left += 1;
+        if let Some(ticket) = self.requests[id].ticket.take() {
+            self.gives_up_place(id, ticket);
+        } else {
+            self.over(id, Outcome::Left(span(self.now - self.requests[id].sent)));
+        }
+        self.retries(id);
+    }
+
+    fn waited_enough(&mut self, id: usize) {
+        if let Some(ticket) = self.requests[id].ticket.take() {
+            self.step().refused += 1;
+            self.gives_up_place(id, ticket);
+            self.retries(id);
+        }
+    }
+
+    fn gives_up_place(&mut self, id: usize, ticket: Ticket) {
+        self.requests[id].is_over = true;
+        let proxy = self.requests[id].proxy;
+        self.proxies[proxy].ledger.leave(ticket);
+        let now = self.instant();
+        let at = &mut self.proxies[proxy];
+        at.windows.relieve(&mut at.ledger, now);
+        self.hand_out(proxy);
+    }
+
+    /// The proxy is done with a request that had a credit.
+    fn over(&mut self, id: usize, outcome: Outcome) {
+        let now = self.instant();
+        let request = &mut self.requests[id];
+        request.is_over = true;
+        let at = request.proxy;
+        let (slot, begun, start) = (request.slot.take(), request.begun.take(), request.start.take());
+        let proxy = &mut self.proxies[at];
+        if let Some(slot) = slot.or_else(|| proxy.windows.take_back(begun?)) {
+            proxy.ledger.release(&slot);
+        }
+        if let Some(start) = start {
+            proxy.windows.on_end(&mut proxy.ledger, 0, start, outcome, now);
+        }
+        self.hand_out(at);
+    }
+
+    fn hand_out(&mut self, proxy: usize) {
+        while let Some((id, slot)) = self.proxies[proxy].ledger.grant() {
+            self.send(id, slot);
+        }
+    }
+
+    fn retries(&mut self, id: usize) {
+        let user = self.requests[id].user;
+        if self.tries[user] < self.script.clients.tries {
+            let pause = 0.1 * f64::from(1 << (self.tries[user] - 1)) * self.luck.unit();
+            self.at(self.now + pause, Event::Tries(user));
+        }
+    }
+
+    /// The figures between two moments.
+    pub(super) fn figure(&self, name: &str, from: f64, to: f64) -> f64 {
+        let range = (from / STEP).round() as usize..((to / STEP).round() as usize).min(self.steps.len() - 1);
+        let steps = &self.steps[range];
+        let sum = |read: fn(&Step) -> f64| steps.iter().map(read).sum::<f64>();
+        let count = steps.len() as f64;
+        let good = sum(|step| step.good as f64);
+        match name {
+            // In multiples of what the service could do at the beginning.
+            "goodput" => good / (count * STEP) / self.capacity(),
+            "refused" => sum(|step| (step.refused + step.left) as f64) / sum(|step| step.arrived as f64),
+            "limit" => sum(|step| step.limit) / count,
+            // What is left of the limit for requests that the service works on.
+            "working" => sum(|step| step.limit - step.reading) / count,
+            "limit_per_worker" => sum(|step| step.limit) / count / self.script.service.workers,
+            "measuring" => sum(|step| step.measuring) / count,
+            "latency" => sum(|step| step.latency) / good,
+            "worst_goodput" => {
+                let windows = steps.windows((1.0 / STEP) as usize);
+                windows.map(|steps| steps.iter().map(|step| step.good).sum::<usize>()).min().unwrap() as f64
+                    / self.capacity()
+            }
+            other => panic!("there is no figure {other}"),
+        }
+    }
+}
