@@ -10,6 +10,7 @@ use http::HeaderValue;
 use crate::config::{
     AccessLog, Action, Config, HostPattern, Match, PathPattern, Route, nearest, show_duration, show_rate, show_size,
 };
+use crate::control::limit;
 use crate::layers::headers::Edit;
 use crate::layers::rate_limit::Key;
 use crate::upstream::{self, HostPolicy};
@@ -127,16 +128,7 @@ fn forward(page: &mut Page, route: &Route, upstream: &upstream::Settings, show: 
         let slash = |path: &str| if path.is_empty() { "/".to_owned() } else { show(path) };
         page.layer("rewrite", [("path", format!("{} becomes {}", slash(&rewrite.strip), slash(&rewrite.replace)))]);
     }
-    let streams = match upstream.limit.streams {
-        Some(streams) => format!("{streams} for each endpoint, apart"),
-        None => "count as requests in flight".to_owned(),
-    };
-    let queue = match upstream.queue.max {
-        0 => "none, refused at once".to_owned(),
-        max => format!("{max} at most, {} each", show_duration(upstream.queue.timeout)),
-    };
-    let in_flight = format!("{} for each endpoint", upstream.limit.in_flight);
-    page.layer("admission", [("in flight", in_flight), ("streams", streams), ("queue", queue)]);
+    admission(page, upstream);
 
     let mut rows = vec![("upstream", show(&upstream.name))];
     rows.extend(upstream.endpoints.iter().map(|endpoint| ("endpoint", show(&endpoint.label))));
@@ -161,6 +153,25 @@ fn forward(page: &mut Page, route: &Route, upstream: &upstream::Settings, show: 
         rows.push(("tls", tls(&upstream.tls, show)));
     }
     page.layer("client", rows);
+}
+
+fn admission(page: &mut Page, upstream: &upstream::Settings) {
+    let streams = match upstream.limit.streams {
+        Some(streams) => format!("{streams} for each endpoint, apart"),
+        None => "count as requests in flight".to_owned(),
+    };
+    let queue = match upstream.queue.max {
+        0 => "none, refused at once".to_owned(),
+        max => format!("{max} at most, {} each", show_duration(upstream.queue.timeout)),
+    };
+    let in_flight = match upstream.limit.in_flight {
+        limit::Settings::Fixed(number) => format!("{number} for each endpoint"),
+        limit::Settings::Adaptive(bounds) => {
+            let limit::Bounds { min, max, initial } = bounds;
+            format!("found by measuring for each endpoint: {initial} at first, {min} to {max}")
+        }
+    };
+    page.layer("admission", [("in flight", in_flight), ("streams", streams), ("queue", queue)]);
 }
 
 fn uses_tls(upstream: &upstream::Settings) -> bool {

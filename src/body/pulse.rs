@@ -43,9 +43,15 @@ impl Pulse {
         self.0.is_over.load(Relaxed)
     }
 
+    /// How long after its beginning bytes last passed.
+    #[must_use]
+    pub fn age_at_last(&self) -> Duration {
+        Duration::from_millis(self.0.last_millis.load(Relaxed))
+    }
+
     /// When bytes last passed; at first, when it began.
     #[must_use]
     pub fn last(&self) -> Instant {
-        self.0.began + Duration::from_millis(self.0.last_millis.load(Relaxed))
+        self.0.began + self.age_at_last()
     }
 }

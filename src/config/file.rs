@@ -9,6 +9,7 @@ use super::values::{
     File, Flag, Free, Located, Many, Name, Named, Number, Off, OrAuto, OrOff, Rate, Size, Tables, Time, Tried, Wait,
 };
 use super::web::{FieldTest, FieldValue, Fields, Level, Prefix, Switch, Target};
+use super::window::{Algorithm, InFlight};
 use super::{AccessLog, HostPattern, PathPattern};
 use crate::layers::rate_limit::Key;
 use crate::upstream::{EndpointSettings, HostPolicy, Protocol};
@@ -18,7 +19,7 @@ const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
 
 /// A count that sizes something in memory.
-type Count = Number<1, 1_000_000>;
+pub(super) type Count = Number<1, 1_000_000>;
 
 section! {
     /// The configuration of headworks.
@@ -183,10 +184,24 @@ section! {
 
     /// The credits of each endpoint.
     Limit "`limit`" {
-        /// Requests in flight at once, each until its response body has ended.
-        in_flight: Count, default = 1024;
-        /// Event streams, upgrades and gRPC streams, counted apart; absent, they count as requests in flight.
+        /// Requests in flight at once, each until its response body has ended: "adaptive" is found by measuring; or a
+        /// number, or a table that says how it is found.
+        in_flight: InFlight, default = "adaptive";
+        /// Event streams, upgrades and gRPC streams, counted apart; absent, they count as requests in flight when that is
+        /// a number, and are 1024 otherwise.
         streams: Count, optional;
+    }
+
+    /// How the limit is found.
+    Window "`in_flight`" {
+        /// "knee" is where more requests would only wait inside the service.
+        algorithm: Algorithm, default = "knee";
+        /// Never fewer.
+        min: Count, default = 2;
+        /// Never more.
+        max: Located<Count>, default = 10000;
+        /// Before anything is known.
+        initial: Count, default = 8;
     }
 
     /// The waiting queue in front of all endpoints.

@@ -28,6 +28,7 @@ mod suggest;
 mod units;
 mod values;
 mod web;
+mod window;
 
 pub use self::admin::{OpenPage, Token};
 pub use self::error::Error;

@@ -10,9 +10,11 @@ use toml::de::{DeTable, DeValue};
 
 use super::decode::Decode;
 use super::*;
+use crate::control::limit;
 use crate::layers::rate_limit::Key;
 use crate::upstream::{Address, HostPolicy, Limit, Pool, Protocol, Queue, Scheme, Timeouts, Tls};
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 
 const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
 
@@ -60,6 +62,22 @@ fn one_upstream_is_a_complete_configuration() {
     let (upstreams, effective) = (from_url.upstreams.clone(), from_url.effective.clone());
     assert_eq!(from_url, Config { upstreams, effective, ..config.clone() });
     assert_eq!(&*from_url.upstreams[0].name, "default");
+}
+
+#[test]
+fn a_limit_is_found_or_a_number() {
+    let of = |limit: &str| good(&format!("{A}{limit}")).upstreams.remove(0).limit;
+    let adaptive = |min, max, initial| limit::Settings::Adaptive(limit::Bounds { min, max, initial });
+    assert_eq!(of("limit.in_flight = 'adaptive'"), Limit::default());
+    assert_eq!(of("limit.in_flight = 7"), Limit::fixed(7));
+    let found = of("limit.in_flight = { min = 3, max = 9, initial = 5, algorithm = 'knee' }");
+    assert_eq!((found.in_flight, found.streams), (adaptive(3, 9, 5), Limit::default().streams));
+    assert_eq!(of("limit = { in_flight = { max = 9 }, streams = 4 }").streams.map(NonZeroUsize::get), Some(4));
+    let bad = |limit: &str| parse(&format!("{A}{limit}"), "x.toml", Path::new("")).expect_err(limit).to_string();
+    assert!(bad("limit.in_flight = { min = 9, max = 3 }").contains("`max` is less than `min`"));
+    assert!(bad("limit.in_flight = 'adaptiv'").contains("did you mean `adaptive`?"));
+    assert!(bad("limit.in_flight = { algorithm = 'vegas' }").contains("no way to find a limit"));
+    assert!(bad("limit.in_flight = true").contains("expected \"adaptive\", a number, or a table"));
 }
 
 #[test]

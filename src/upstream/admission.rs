@@ -7,30 +7,33 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use super::Settings;
 use super::books::Books;
+use super::credit::Credit;
 use super::endpoint::Endpoint;
-use crate::body::{Body, Watch};
-use crate::control::credits::{Answer, Class, Slot, Ticket};
+use crate::control::credits::{Answer, Class, Ticket};
 use crate::entropy;
 use crate::error::{ProxyError, Reason};
 use crate::metrics::{Gauge, Histogram, Registry};
+
+/// How often one who waits looks for credits that came free by time alone.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The one place where requests to an upstream wait. It takes other settings while it is in use.
 #[derive(Clone, Debug)]
 pub struct Admission(Arc<Shared>);
 
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     books: Mutex<Books<oneshot::Sender<Credit>>>,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
     registry: Registry,
 }
 
 #[derive(Debug)]
-struct Metrics {
+pub(super) struct Metrics {
     depth: Gauge,
     wait: Histogram,
     unary: Gauge,
@@ -56,7 +59,7 @@ impl Metrics {
         }
     }
 
-    fn credits(&self, class: Class) -> &Gauge {
+    pub(super) fn credits(&self, class: Class) -> &Gauge {
         match class {
             Class::Unary => &self.unary,
             Class::Stream => &self.streams,
@@ -65,9 +68,18 @@ impl Metrics {
 }
 
 impl Shared {
-    fn books(&self) -> MutexGuard<'_, Books<oneshot::Sender<Credit>>> {
+    pub(super) fn books(&self) -> MutexGuard<'_, Books<oneshot::Sender<Credit>>> {
         // No code that can panic runs under this lock; should it happen, the books still balance.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks for credits that came free by time alone; whether there may be some.
+    fn relieve(&self, books: &mut Books<oneshot::Sender<Credit>>, now: Instant) -> bool {
+        let Some(moved) = books.relieve(now) else { return false };
+        let moved = i64::try_from(moved).unwrap_or(i64::MAX);
+        self.metrics.unary.add(-moved);
+        self.metrics.streams.add(moved);
+        true
     }
 }
 
@@ -158,20 +170,28 @@ impl Admission {
     /// Refuses with `queue_full` at once, or with `queue_timeout` after the queue's time, both with the time after
     /// which the client should come back; and with `no_endpoint` when all endpoints are draining. Dropping the future
     /// frees the place in the queue at once.
-    pub async fn admit(&self, class: Class) -> Result<Credit, ProxyError> {
+    pub async fn admit(&self, class: Class, now: Instant) -> Result<Credit, ProxyError> {
+        let mut is_relieved = false;
         let (ticket, granted, max_wait) = {
             let mut granted = None;
             let mut books = self.0.books();
-            let answer = books.ledger.acquire(class, || {
+            let mut answer = books.ledger.acquire(class, || {
                 let (waiter, receiver) = oneshot::channel();
                 granted = Some(receiver);
                 waiter
             });
+            if !matches!(answer, Answer::Granted(_)) {
+                is_relieved = self.0.relieve(&mut books, now);
+                if let Answer::Full(waiter) = answer {
+                    answer = books.ledger.acquire(class, || waiter);
+                }
+            }
             match (answer, granted) {
                 (Answer::Granted(slot), _) => match books.endpoint(slot.endpoint()).cloned() {
                     Some(endpoint) => {
+                        let start = books.start(&slot, now);
                         drop(books);
-                        return Ok(Credit::new(&self.0, slot, endpoint));
+                        return Ok(Credit::new(&self.0, slot, endpoint, start));
                     }
                     None => return Err(Reason::NoEndpoint.into()),
                 },
@@ -184,18 +204,34 @@ impl Admission {
                 (Answer::Full(_), _) => return Err(refusal(Reason::QueueFull, &books)),
             }
         };
-        self.wait(ticket, granted, max_wait).await
+        let place = Place::new(&self.0, ticket);
+        if is_relieved {
+            hand_out(&self.0);
+        }
+        self.wait(place, granted, max_wait).await
     }
 
     async fn wait(
         &self,
-        ticket: Ticket,
-        granted: oneshot::Receiver<Credit>,
+        place: Place<'_>,
+        mut granted: oneshot::Receiver<Credit>,
         max_wait: Duration,
     ) -> Result<Credit, ProxyError> {
-        let place = Place::new(&self.0, ticket);
         let asked_at = Instant::now();
-        let outcome = timeout(max_wait, granted).await;
+        let until = asked_at + max_wait;
+        let outcome = loop {
+            // What time alone sets free wakes nobody.
+            let look = if self.0.books().windows.is_adaptive() { until.min(Instant::now() + LOOK) } else { until };
+            match timeout_at(look, &mut granted).await {
+                Err(_) if look < until => {
+                    let is_relieved = self.0.relieve(&mut self.0.books(), look);
+                    if is_relieved {
+                        hand_out(&self.0);
+                    }
+                }
+                outcome => break outcome,
+            }
+        };
         self.0.metrics.wait.observe(asked_at.elapsed());
         drop(place);
         match outcome {
@@ -232,85 +268,30 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Leave to use one endpoint once. Given back when dropped.
-#[derive(Debug)]
-pub struct Credit {
-    shared: Arc<Shared>,
-    slot: Slot,
-    endpoint: Arc<Endpoint>,
-}
-
-impl Credit {
-    fn new(shared: &Arc<Shared>, slot: Slot, endpoint: Arc<Endpoint>) -> Self {
-        shared.metrics.credits(slot.class()).inc();
-        Self { shared: Arc::clone(shared), slot, endpoint }
-    }
-
-    /// The endpoint it is good for.
-    #[must_use]
-    pub fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.endpoint
-    }
-
-    /// Moves to the stream credits if one is free: the answer has turned out to last.
-    #[must_use]
-    pub fn into_stream(mut self) -> Self {
-        let before = self.slot.class();
-        self.shared.books().ledger.exchange(&mut self.slot);
-        if self.slot.class() != before {
-            self.shared.metrics.credits(before).dec();
-            self.shared.metrics.credits(self.slot.class()).inc();
-            hand_out(&self.shared);
-        }
-        self
-    }
-
-    /// Ties the credit to a body: it comes back when the body ends, fails or is dropped.
-    #[must_use]
-    pub fn hold(self, body: Body) -> Body {
-        body.watch(Box::new(Held(self)))
-    }
-}
-
-impl Drop for Credit {
-    fn drop(&mut self) {
-        self.shared.metrics.credits(self.slot.class()).dec();
-        {
-            let mut books = self.shared.books();
-            books.ledger.release(&self.slot);
-            books.drain.on_return(Instant::now());
-        }
-        hand_out(&self.shared);
-    }
-}
-
 /// Gives free credits to those who wait. The lock is not held while a waiter is woken: one that has just left hands
 /// its credit back through `Drop`, which takes the lock.
-fn hand_out(shared: &Arc<Shared>) {
+pub(super) fn hand_out(shared: &Arc<Shared>) {
     loop {
         let mut books = shared.books();
         let Some((waiter, slot)) = books.ledger.grant() else { return };
         // Only an endpoint that is there has credits.
         let Some(endpoint) = books.endpoint(slot.endpoint()).cloned() else { continue };
+        let start = books.start(&slot, Instant::now());
         drop(books);
-        drop(waiter.send(Credit::new(shared, slot, endpoint)));
+        drop(waiter.send(Credit::new(shared, slot, endpoint, start)));
     }
 }
-
-struct Held(#[expect(dead_code, reason = "it is there to be dropped")] Credit);
-
-impl Watch for Held {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::upstream::{Limit, Queue, Settings};
-    use std::num::NonZeroUsize;
     use std::time::Duration;
+    use tokio::time::timeout;
 
     fn admission(in_flight: usize, max: usize) -> Admission {
         let settings = Settings {
-            limit: Limit { in_flight: NonZeroUsize::new(in_flight).expect("not zero"), streams: None },
+            limit: Limit::fixed(in_flight),
             queue: Queue { max, timeout: Duration::from_millis(500) },
             ..Settings::for_tests()
         };
@@ -333,9 +314,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_queue_bounds_count_and_time() {
         let admission = admission(1, 1);
-        let credit = admission.admit(Class::Unary).await.expect("a free credit");
+        let credit = admission.admit(Class::Unary, Instant::now()).await.expect("a free credit");
         let began = Instant::now();
-        let (waited, refused) = tokio::join!(admission.admit(Class::Unary), admission.admit(Class::Unary));
+        let (waited, refused) =
+            tokio::join!(admission.admit(Class::Unary, Instant::now()), admission.admit(Class::Unary, Instant::now()));
         assert_eq!(refused.expect_err("the queue is full").reason, Reason::QueueFull);
         let waited = waited.expect_err("nobody gave a credit back");
         assert_eq!((waited.reason, began.elapsed()), (Reason::QueueTimeout, Duration::from_millis(500)));
@@ -347,8 +329,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_returned_credit_wakes_the_waiter() {
         let admission = admission(1, 1);
-        let credit = admission.admit(Class::Unary).await.expect("a free credit");
-        let (next, ()) = tokio::join!(admission.admit(Class::Unary), async {
+        let credit = admission.admit(Class::Unary, Instant::now()).await.expect("a free credit");
+        let (next, ()) = tokio::join!(admission.admit(Class::Unary, Instant::now()), async {
             tokio::time::sleep(Duration::from_millis(100)).await;
             drop(credit);
         });
@@ -359,8 +341,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_who_leaves_frees_the_place_at_once() {
         let admission = admission(1, 1);
-        let credit = admission.admit(Class::Unary).await.expect("a free credit");
-        let left = timeout(Duration::from_millis(10), admission.admit(Class::Unary)).await;
+        let credit = admission.admit(Class::Unary, Instant::now()).await.expect("a free credit");
+        let left = timeout(Duration::from_millis(10), admission.admit(Class::Unary, Instant::now())).await;
         assert!(left.is_err());
         assert_eq!(waiting(&admission), 0);
         drop(credit);
@@ -371,11 +353,11 @@ mod tests {
     async fn other_settings_find_the_same_queue() {
         let admission = admission(1, 2);
         let mut settings = Settings { queue: Queue { max: 2, ..Queue::default() }, ..Settings::for_tests() };
-        settings.limit.in_flight = NonZeroUsize::new(2).expect("not zero");
+        settings.limit = Limit::fixed(2);
         let same = admission.endpoints().into_iter().map(|state| state.endpoint).collect();
-        let first = admission.admit(Class::Unary).await.expect("a free credit");
-        let mut second = Box::pin(admission.admit(Class::Unary));
-        let mut third = Box::pin(admission.admit(Class::Unary));
+        let first = admission.admit(Class::Unary, Instant::now()).await.expect("a free credit");
+        let mut second = Box::pin(admission.admit(Class::Unary, Instant::now()));
+        let mut third = Box::pin(admission.admit(Class::Unary, Instant::now()));
         std::future::poll_fn(|cx| {
             assert!(second.as_mut().poll(cx).is_pending() && third.as_mut().poll(cx).is_pending());
             std::task::Poll::Ready(())
@@ -389,7 +371,7 @@ mod tests {
             label: "http://127.0.0.1:2".into(),
             ..Settings::for_tests().endpoints.remove(0)
         });
-        settings.limit.in_flight = NonZeroUsize::MIN;
+        settings.limit = Limit::fixed(1);
         admission.apply(&settings, endpoints(&settings));
         let third = third.await.expect("a credit of the endpoint that came");
         assert_eq!(&**third.endpoint().label(), "http://127.0.0.1:2");
@@ -401,24 +383,28 @@ mod tests {
     async fn without_an_endpoint_nobody_waits() {
         let admission = admission(1, 2);
         let endpoint = admission.endpoints().remove(0).endpoint;
-        let credit = admission.admit(Class::Unary).await.expect("a free credit");
-        let (waited, drained) =
-            tokio::join!(admission.admit(Class::Unary), async { admission.set_draining(&endpoint, true) });
+        let credit = admission.admit(Class::Unary, Instant::now()).await.expect("a free credit");
+        let (waited, drained) = tokio::join!(admission.admit(Class::Unary, Instant::now()), async {
+            admission.set_draining(&endpoint, true)
+        });
         assert!(drained);
         assert_eq!(waited.expect_err("sent home").reason, Reason::NoEndpoint);
-        assert_eq!(admission.admit(Class::Unary).await.expect_err("refused").reason, Reason::NoEndpoint);
+        assert_eq!(
+            admission.admit(Class::Unary, Instant::now()).await.expect_err("refused").reason,
+            Reason::NoEndpoint
+        );
         assert_eq!(admission.endpoints()[0].in_flight, 1, "what is under way goes on");
         drop(credit);
         assert!(admission.set_draining(&endpoint, false));
-        drop(admission.admit(Class::Unary).await.expect("it is back"));
+        drop(admission.admit(Class::Unary, Instant::now()).await.expect("it is back"));
     }
 
     #[tokio::test]
     async fn a_credit_given_to_one_who_has_just_left_is_not_lost() {
         let admission = admission(1, 2);
-        let credit = admission.admit(Class::Unary).await.expect("a free credit");
-        let mut leaver = Box::pin(admission.admit(Class::Unary));
-        let mut stayer = Box::pin(admission.admit(Class::Unary));
+        let credit = admission.admit(Class::Unary, Instant::now()).await.expect("a free credit");
+        let mut leaver = Box::pin(admission.admit(Class::Unary, Instant::now()));
+        let mut stayer = Box::pin(admission.admit(Class::Unary, Instant::now()));
         std::future::poll_fn(|cx| {
             assert!(leaver.as_mut().poll(cx).is_pending() && stayer.as_mut().poll(cx).is_pending());
             std::task::Poll::Ready(())

@@ -1,21 +1,24 @@
 //! What the lock of admission guards: the ledger, and who stands behind its accounts.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
 use super::Settings;
 use super::endpoint::Endpoint;
 use super::settings::{EndpointSettings, Limit};
-use crate::control::credits::{Class, Ledger};
+use crate::control::credits::{Class, Ledger, Slot};
 use crate::control::drain_rate::DrainRate;
+use crate::control::limit::{Outcome, Start};
+use crate::control::windows::{SetBy, Windows};
 use crate::metrics::{Gauge, Registry};
 
 /// See the module's text. `W` wakes a waiter.
 #[derive(Debug)]
 pub(super) struct Books<W> {
     pub(super) ledger: Ledger<W>,
+    pub(super) windows: Windows,
     pub(super) drain: DrainRate,
     pub(super) max_wait: Duration,
     limit: Limit,
@@ -30,7 +33,30 @@ pub(super) struct Books<W> {
 struct Member {
     endpoint: Arc<Endpoint>,
     is_draining: bool,
+    metrics: MemberMetrics,
+}
+
+#[derive(Debug)]
+struct MemberMetrics {
     draining: Gauge,
+    credits: Gauge,
+    set_by: [Gauge; SetBy::ALL.len()],
+}
+
+impl MemberMetrics {
+    fn new(registry: &Registry, upstream: &str, endpoint: &str) -> Self {
+        let labels = [("upstream", upstream), ("endpoint", endpoint)];
+        let gauge = |name, help| registry.gauge(name, help, &labels);
+        Self {
+            draining: gauge("headworks_endpoint_draining", "1 while an operator drains the endpoint."),
+            credits: gauge("headworks_endpoint_credits", "Unary credits that the endpoint has."),
+            set_by: SetBy::ALL.map(|by| {
+                let labels = [("upstream", upstream), ("endpoint", endpoint), ("by", by.label())];
+                let help = "1 for what sets the endpoint's unary credits.";
+                registry.gauge("headworks_endpoint_credits_set_by", help, &labels)
+            }),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -52,9 +78,10 @@ impl Metrics {
 impl<W> Books<W> {
     /// Books without endpoints, which the first [`Books::apply`] brings.
     pub(super) fn new(settings: &Settings, registry: &Registry) -> Self {
-        let credits = settings.limit.in_flight.get().saturating_mul(settings.endpoints.len());
+        let credits = settings.limit.in_flight.initial().saturating_mul(settings.endpoints.len());
         Self {
             ledger: Ledger::new(0, 0, settings.limit.streams.map(std::num::NonZeroUsize::get), settings.queue.max),
+            windows: Windows::default(),
             drain: DrainRate::new(Instant::now(), credits),
             max_wait: settings.queue.timeout,
             limit: settings.limit,
@@ -77,6 +104,7 @@ impl<W> Books<W> {
             if let Some(gone) = place.take_if(|member| !stays(member)) {
                 gone.endpoint.client().set_closing(true);
                 self.ledger.close(at);
+                self.windows.remove(at);
             }
         }
         self.order.clear();
@@ -91,10 +119,8 @@ impl<W> Books<W> {
                 continue;
             }
             endpoint.client().set_closing(false);
-            let labels = [("upstream", settings.name.as_ref()), ("endpoint", endpoint.label().as_ref())];
-            let draining =
-                registry.gauge("headworks_endpoint_draining", "1 while an operator drains the endpoint.", &labels);
-            let member = Member { endpoint, is_draining: false, draining };
+            let metrics = MemberMetrics::new(registry, &settings.name, endpoint.label());
+            let member = Member { endpoint, is_draining: false, metrics };
             let account = self.ledger.open();
             self.order.push(account);
             if self.members.len() <= account {
@@ -113,21 +139,72 @@ impl<W> Books<W> {
         members.find(|(_, member)| member.endpoint.settings() == settings)
     }
 
-    /// An endpoint without credits drains: this is all that draining is.
+    /// An endpoint without credits drains: this is all that draining is. A window whose settings are as they were keeps
+    /// what it has learned.
     fn set_limits(&mut self) {
+        let (now, unix) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
         let streams = self.limit.streams.map_or(0, std::num::NonZeroUsize::get);
-        let (mut unary_sum, mut stream_sum) = (0_usize, 0_usize);
+        let mut sum = 0_usize;
         for (account, member) in self.members.iter().enumerate() {
             let Some(member) = member else { continue };
-            let (unary, stream) = if member.is_draining { (0, 0) } else { (self.limit.in_flight.get(), streams) };
-            self.ledger.set_limit(account, Class::Unary, unary);
+            self.windows.set(&mut self.ledger, account, self.limit.in_flight, now, unix);
+            self.windows.close(&mut self.ledger, account, member.is_draining);
+            let stream = if member.is_draining { 0 } else { streams };
             self.ledger.set_limit(account, Class::Stream, stream);
-            member.draining.set(i64::from(member.is_draining));
-            unary_sum = unary_sum.saturating_add(unary);
-            stream_sum = stream_sum.saturating_add(stream);
+            member.metrics.draining.set(i64::from(member.is_draining));
+            sum = sum.saturating_add(stream);
         }
-        self.metrics.unary.set(i64::try_from(unary_sum).unwrap_or(i64::MAX));
-        self.metrics.streams.set(i64::try_from(stream_sum).unwrap_or(i64::MAX));
+        self.metrics.streams.set(gauge(sum));
+        self.show_limits();
+    }
+
+    /// A credit is given out: none when nothing is learned from it.
+    pub(super) fn start(&mut self, slot: &Slot, now: Instant) -> Option<Start> {
+        let start = self.windows.on_start(&mut self.ledger, slot, now);
+        self.show_changes();
+        start
+    }
+
+    /// See [`Windows::relieve`].
+    pub(super) fn relieve(&mut self, now: Instant) -> Option<usize> {
+        let moved = self.windows.relieve(&mut self.ledger, now);
+        self.show_changes();
+        moved
+    }
+
+    /// A credit is back, and with it what was learned.
+    pub(super) fn finish(&mut self, slot: &Slot, learned: Option<(Start, Outcome)>, now: Instant) {
+        self.ledger.release(slot);
+        self.drain.on_return(now);
+        if let Some((start, outcome)) = learned {
+            self.learn(slot, start, outcome, now);
+        }
+    }
+
+    /// What there is to learn from a request is known.
+    pub(super) fn learn(&mut self, slot: &Slot, start: Start, outcome: Outcome, now: Instant) {
+        self.windows.on_end(&mut self.ledger, slot.endpoint(), start, outcome, now);
+        self.show_changes();
+    }
+
+    /// Brings the metrics up to date when a window has changed.
+    fn show_changes(&mut self) {
+        if self.windows.take_changed() {
+            self.show_limits();
+        }
+    }
+
+    fn show_limits(&self) {
+        let mut sum = 0_usize;
+        for (account, member) in self.members.iter().enumerate() {
+            let (Some(member), Some((credits, set_by))) = (member, self.windows.in_force(account)) else { continue };
+            member.metrics.credits.set(gauge(credits));
+            for (by, shown) in SetBy::ALL.into_iter().zip(&member.metrics.set_by) {
+                shown.set(i64::from(by == set_by));
+            }
+            sum = sum.saturating_add(credits);
+        }
+        self.metrics.unary.set(gauge(sum));
     }
 
     /// Begins or ends the drain of an endpoint; false when there is no such endpoint. Ask the ledger to grant
@@ -157,4 +234,8 @@ impl<W> Books<W> {
             Some((*account, &member.endpoint, member.is_draining))
         })
     }
+}
+
+fn gauge(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }

@@ -155,6 +155,9 @@ impl Client {
         if let Some(pulse) = first_byte.pulse() {
             response.extensions_mut().insert(pulse);
         }
+        if let Some(asked) = first_byte.asked_late() {
+            response.extensions_mut().insert(asked);
+        }
         Ok(response)
     }
 }

@@ -11,6 +11,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::body::{End, Pulse, Watch};
 use crate::context::Request;
 
+/// A request that is complete within this time is not said to be late: it would cost more than it tells.
+const LATE: Duration = Duration::from_millis(5);
+
 /// A timer that a connection keeps for all its requests: moving a timer that is set costs a fraction of setting one.
 pub(super) type Clock = Option<Pin<Box<Sleep>>>;
 
@@ -21,6 +24,10 @@ pub(super) struct FirstByte {
     /// None without a request body.
     upload: Option<Arc<Progress>>,
 }
+
+/// When a request that was long in coming was complete. In the extensions of its answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AskedAt(pub(super) Instant);
 
 struct Progress {
     pulse: Pulse,
@@ -67,6 +74,12 @@ impl FirstByte {
     /// The bytes of an upload that goes on beside the answer.
     pub(super) fn pulse(&self) -> Option<Pulse> {
         self.upload.as_ref().map(|progress| progress.pulse.clone()).filter(|pulse| !pulse.is_over())
+    }
+
+    /// When the last byte of the request was sent, if that was long after the first.
+    pub(super) fn asked_late(&self) -> Option<AskedAt> {
+        let pulse = &self.upload.as_ref()?.pulse;
+        (pulse.age_at_last() > LATE).then(|| AskedAt(pulse.last()))
     }
 
     /// Ends when the answer should have begun; never without a limit.

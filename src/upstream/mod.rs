@@ -6,6 +6,7 @@
 //! | `service.rs` | [`Upstream`] as services: admission above, the attempt below |
 //! | `admission.rs` | [`Admission`]: credits, and the one queue in front of all endpoints |
 //! | `books.rs` | what the lock of admission guards: credits, and who stands behind them |
+//! | `credit.rs` | [`Credit`]: leave to use one endpoint once, and what its use tells |
 //! | `endpoint.rs` | [`Endpoint`]: its connections, and what they depend on |
 //! | `client.rs` | [`Client`]: sends one request to one endpoint |
 //! | `target.rs` | the form a request has on each version of HTTP |
@@ -22,6 +23,7 @@ mod answer;
 mod books;
 mod client;
 mod connect;
+mod credit;
 mod endpoint;
 mod failure;
 mod first_byte;
@@ -36,8 +38,9 @@ mod target;
 mod testing;
 mod tls;
 
-pub use admission::{Admission, Credit, EndpointState};
+pub use admission::{Admission, EndpointState};
 pub use client::{Client, UpgradeLease};
+pub use credit::Credit;
 pub use endpoint::Endpoint;
 pub use pool::PoolStats;
 pub use service::{AdmissionLayer, Admit, Admitted, Attempt, Change, Upstream};

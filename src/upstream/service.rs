@@ -11,6 +11,7 @@ use tower_service::Service;
 
 use super::admission::EndpointState;
 use super::endpoint::{Endpoint, Recipe};
+use super::first_byte::AskedAt;
 use super::{Admission, ClientError, Settings, Timeouts};
 use crate::body::kind::{self, Kind};
 use crate::body::{Clocks, Pulse};
@@ -155,19 +156,25 @@ where
                 context.notes().set_kind(asked);
             }
             let asked_at = Instant::now();
-            let admitted = upstream.admission.admit(class).await;
+            let admitted = upstream.admission.admit(class, asked_at).await;
             if let Some(context) = &context {
                 context.notes().queued.set(asked_at.elapsed());
             }
-            let mut credit = admitted?;
-            let response = inner.call(Admitted { request, endpoint: Arc::clone(credit.endpoint()) }).await?;
+            let credit = admitted?;
+            let response = inner.call(Admitted { request, endpoint: Arc::clone(credit.endpoint()) }).await;
+            let mut response = match response {
+                Ok(response) => response,
+                Err(error) => {
+                    credit.failed(error.reason);
+                    return Err(error);
+                }
+            };
             let answered = kind::of_response(response.status(), response.headers());
             if let Some(context) = &context {
                 context.notes().set_kind(answered);
             }
-            if answered != Kind::Unary {
-                credit = credit.into_stream();
-            }
+            let asked = response.extensions_mut().remove::<AskedAt>().map(|AskedAt(at)| at);
+            let credit = credit.answered(response.status(), answered, asked);
             Ok(response.map(|body| credit.hold(body)))
         })
     }

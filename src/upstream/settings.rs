@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use http::uri::Authority;
 
+use crate::control::limit;
+
 /// One upstream: a named pool of endpoints that serve the same thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -95,14 +97,29 @@ pub enum HostPolicy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
     /// Requests in flight at once, each held until its response body has ended.
-    pub in_flight: NonZeroUsize,
+    pub in_flight: limit::Settings,
     /// Event streams, upgrades and gRPC streams, counted apart. None: they count as requests in flight.
     pub streams: Option<NonZeroUsize>,
 }
 
+impl Limit {
+    /// Streams of an endpoint whose window adapts when nothing else is set: they are not measured, so they are not
+    /// among the requests in flight.
+    pub const STREAMS: usize = 1024;
+
+    /// Always as many requests in flight.
+    #[must_use]
+    pub fn fixed(in_flight: usize) -> Self {
+        Self { in_flight: limit::Settings::Fixed(in_flight), streams: None }
+    }
+}
+
 impl Default for Limit {
     fn default() -> Self {
-        Self { in_flight: NonZeroUsize::new(1024).unwrap_or(NonZeroUsize::MIN), streams: None }
+        Self {
+            in_flight: limit::Settings::Adaptive(limit::Bounds::default()),
+            streams: NonZeroUsize::new(Self::STREAMS),
+        }
     }
 }
 

@@ -62,3 +62,4 @@ mod uploads;
 mod vanished;
 mod websocket;
 mod websocket_h2;
+mod window;

@@ -5,6 +5,8 @@ use crate::config::decode::Context;
 use crate::config::error::{Problem, quote};
 use crate::config::file;
 use crate::config::values::{Located, Many, Name, Tried};
+use crate::config::window::{Algorithm, InFlight};
+use crate::control::limit;
 use crate::upstream::{Address, EndpointSettings, Limit, Pool, Protocol, Queue, Scheme, Settings, Timeouts, Tls};
 
 use super::count;
@@ -23,10 +25,7 @@ pub(super) fn settings(
         endpoints,
         protocol: table.protocol.value,
         host: table.host,
-        limit: Limit {
-            in_flight: count(table.limit.in_flight.0),
-            streams: table.limit.streams.map(|streams| count(streams.0)),
-        },
+        limit: limit(table.limit, cx),
         queue: Queue { max: usize::try_from(table.queue.max.0).unwrap_or(0), timeout: table.queue.timeout.0 },
         timeout: Timeouts {
             connect: table.timeout.connect.0,
@@ -44,6 +43,25 @@ pub(super) fn settings(
         tls,
         buffer,
     })
+}
+
+fn limit(table: file::Limit, cx: &mut Context<'_>) -> Limit {
+    let streams = table.streams.map(|streams| count(streams.0));
+    let bounds = match table.in_flight {
+        InFlight::Fixed(number) => {
+            return Limit { in_flight: limit::Settings::Fixed(count(number.0).get()), streams };
+        }
+        InFlight::Adaptive => limit::Bounds::default(),
+        InFlight::Window(window) => {
+            let file::Window { algorithm: Algorithm, min, max, initial, .. } = *window;
+            if max.value.0 < min.0 {
+                cx.found.error(&max.at, "`max` is less than `min`");
+            }
+            let number = |number: file::Count| count(number.0).get();
+            limit::Bounds { min: number(min), max: number(max.value), initial: number(initial) }
+        }
+    };
+    Limit { in_flight: limit::Settings::Adaptive(bounds), streams: streams.or(Limit::default().streams) }
 }
 
 fn endpoints(

@@ -6,6 +6,7 @@
 //! | `origin.rs` | [`Origin`]: a scripted upstream that counts what it sees |
 //! | `flood.rs` | [`Flood`]: a raw upstream that sends as fast as it can and knows what was taken |
 //! | `wire.rs` | [`Wire`]: an upstream that does by hand what a test says |
+//! | `workers.rs` | [`Workers`]: a service that can work on so many requests at once |
 //! | `transcript.rs` | [`transcript::Transcript`]: an upstream that reads strictly, byte for byte |
 //! | `tunnel.rs` | [`Streams`]: an HTTP/2 client whose streams become tunnels |
 //! | `client.rs` | [`Raw`], [`h1`], [`h2`], [`get`]: clients that do exactly what a test says |
@@ -27,6 +28,7 @@ pub(crate) mod transcript;
 mod tunnel;
 mod wait;
 mod wire;
+mod workers;
 
 pub(crate) use certs::Certs;
 pub(crate) use client::{Answer, Raw, channel, empty, get, h1, h2, h2_over, h2_tls, request};
@@ -38,3 +40,4 @@ pub(crate) use python::python;
 pub(crate) use tunnel::Streams;
 pub(crate) use wait::{eventually, raise_file_limit};
 pub(crate) use wire::Wire;
+pub(crate) use workers::Workers;
