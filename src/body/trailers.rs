@@ -48,7 +48,10 @@ fn is_forbidden(name: &str) -> bool {
         "upgrade",
         "via",
     ];
-    NAMES.contains(&name) || name.starts_with("x-forwarded-") || name == "x-real-ip"
+    // Many a program reads an underscore as a hyphen.
+    let name = name.replace('_', "-");
+    NAMES.contains(&&*name)
+        || ["x-forwarded", "x-real-ip", "client-cert", "x-client-cert"].iter().any(|start| name.starts_with(start))
 }
 
 #[cfg(test)]

@@ -92,7 +92,16 @@ async fn a_trailer_says_nothing_that_a_head_has_to_say() {
     let answer = client.send_request(request("POST", proxy.public(), "/echo", body));
     sender.send_data("body".into()).await.unwrap();
     let mut trailers = HeaderMap::new();
-    for name in ["x-checksum", "content-length", "authorization", "x-forwarded-for", "set-cookie"] {
+    for name in [
+        "x-checksum",
+        "content-length",
+        "authorization",
+        "x-forwarded-for",
+        "x_forwarded_for",
+        "client-cert",
+        "x_client_cert_fingerprint",
+        "set-cookie",
+    ] {
         trailers.insert(name, "1".parse().unwrap());
     }
     sender.send_trailers(trailers).await.unwrap();
