@@ -59,14 +59,18 @@ impl Body {
         if bytes.is_empty() { Self::empty() } else { Self(Kind::Full(bytes)) }
     }
 
-    /// Any other body, behind a box.
+    /// Any other body, behind a box. An error of ours in it keeps its reason.
     pub fn boxed<B>(body: B) -> Self
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Source>,
     {
         use http_body_util::BodyExt as _;
-        Self(Kind::Boxed(body.map_err(|error| BodyError::new(Reason::UpstreamReset, error)).boxed_unsync()))
+        let own = |error: B::Error| match error.into().downcast::<BodyError>() {
+            Ok(own) => *own,
+            Err(error) => BodyError::new(Reason::UpstreamReset, error),
+        };
+        Self(Kind::Boxed(body.map_err(own).boxed_unsync()))
     }
 
     /// Hands this body to `watch`, which learns of its bytes and of its end, whichever way it ends.

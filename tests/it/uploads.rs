@@ -175,3 +175,22 @@ async fn an_upload_that_goes_on_is_not_cut() {
     let (answer, ()) = tokio::join!(client.send_request(upload), feeding);
     assert_eq!(Answer::of(answer.unwrap()).await.unwrap().text(), "8");
 }
+
+#[tokio::test]
+async fn a_body_that_was_held_back_is_cut_for_the_same_reasons() {
+    let origin = Origin::h1();
+    let proxy = proxy(&origin.url(), "max_body_size = 10");
+    for (chunk, status, reason) in
+        [("b\r\nhello world\r\n", 413, "body_too_large"), ("5;\0\r\nhello\r\n", 400, "malformed_body")]
+    {
+        let mut client = Raw::connect(proxy.public()).await;
+        let head = post("/discard", "transfer-encoding: chunked\r\nexpect: 100-continue\r\n");
+        client.send(head + chunk).await;
+        let mut answer = client.head().await;
+        if answer.0 == 100 {
+            answer = client.head().await;
+        }
+        assert_eq!(answer.0, status, "{reason}");
+        assert!(answer.1["proxy-status"].to_str().unwrap().contains(reason), "{:?}", answer.1);
+    }
+}
