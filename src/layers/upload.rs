@@ -4,7 +4,7 @@
 //! byte too many. Cuts with `upload_stalled` and `upload_slow` (408) a client that is waited for and sends nothing, or
 //! next to nothing. What is cut before the answer's head is told so; the upstream's call is aborted and it is not
 //! blamed. The messages of a gRPC call come when they come: it has a size, but no pace of its own, and its silence is
-//! that of both sides together.
+//! that of both sides together. There is none over HTTP/1, whatever a client may call its body.
 //!
 //! Stands above admission: what is too large takes no credit, and the upload is not read.
 //!
@@ -18,6 +18,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use http::Version;
 use http_body::Body as _;
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
@@ -78,7 +79,7 @@ where
             return Uploading { inner: None };
         }
         let mut bounds = self.bounds;
-        if is_grpc(request.headers()) {
+        if request.version() == Version::HTTP_2 && is_grpc(request.headers()) {
             (bounds.silence, bounds.rate) = (None, None);
         }
         Uploading { inner: Some(self.inner.call(request.map(|body| body.bound(bounds)))) }
@@ -146,8 +147,15 @@ mod tests {
         };
         let (_sender, request) = silent();
         assert_eq!(send(request).await, Err(Reason::UploadStalled));
-        let (_sender, mut request) = silent();
-        request.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
+        let call = |version| {
+            let (sender, mut request) = silent();
+            request.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
+            *request.version_mut() = version;
+            (sender, request)
+        };
+        let (_sender, request) = call(Version::HTTP_11);
+        assert_eq!(send(request).await, Err(Reason::UploadStalled));
+        let (_sender, request) = call(Version::HTTP_2);
         assert!(tokio::time::timeout(Duration::from_secs(3600), send(request)).await.is_err());
     }
 }

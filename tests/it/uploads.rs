@@ -194,3 +194,13 @@ async fn a_body_that_was_held_back_is_cut_for_the_same_reasons() {
         assert!(answer.1["proxy-status"].to_str().unwrap().contains(reason), "{:?}", answer.1);
     }
 }
+
+#[tokio::test]
+async fn nobody_gets_time_by_the_name_of_grpc() {
+    let origin = Origin::h1();
+    let proxy = proxy(&origin.url(), "stream.upload_timeout = \"300ms\"");
+    let mut client = Raw::connect(proxy.public()).await;
+    client.send(post("/discard", "content-length: 100\r\ncontent-type: application/grpc\r\n") + "part").await;
+    assert_eq!(client.head().await.1["grpc-status"], "14");
+    assert_eq!(proxy.logged("/discard").await["reason"], "upload_stalled");
+}
