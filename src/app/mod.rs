@@ -238,7 +238,7 @@ impl App {
         let program = self.program.clone().ok_or("the path of the program is not known")?;
         let mut sockets = self.listeners.duplicates()?;
         if let Some(admin) = admin {
-            sockets.push(("admin".into(), admin.duplicate()?));
+            sockets.push(admin.handed("admin")?);
         }
         tracing::info!(sockets = sockets.len(), "starting the program that takes over");
         upgrade::hand_over(program, sockets, &self.notifier).await

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -138,4 +139,26 @@ async fn systemd_hands_in_a_socket_and_hears_how_it_goes() {
     assert_eq!(get(addr, "/delay/1").await.status, 200);
     proxy.signal("TERM");
     assert_eq!(hear(), "STOPPING=1", "the supervisor is that of the first");
+}
+
+#[tokio::test]
+async fn the_file_of_a_socket_of_systemd_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("front.sock");
+    let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o606)).unwrap();
+    let text =
+        format!("[server]\nlisten = [\"127.0.0.1:0\", \"unix:{}\"]\n[[route]]\nrespond = {{}}\n", path.display());
+    let mut proxy = Proxy::prepared(&text, |command| {
+        let parent_fd = OwnedFd::from(socket.try_clone().unwrap());
+        command.fd_mappings(vec![FdMapping { parent_fd, child_fd: 3 }]).unwrap();
+        command.env("LISTEN_FDS", "1");
+    });
+    proxy.reload(&text).await;
+    proxy.upgrade().await;
+    assert_eq!(proxy.wait(SOON).expect("nothing is left to do").code(), Some(0));
+    proxy.signal("TERM");
+    assert!(eventually(|| proxy.log().matches("stopped").count() == 2, SOON).await, "{}", proxy.log());
+    let file = std::fs::metadata(&path).expect("the supervisor still listens there, and starts the program again");
+    assert_eq!(file.permissions().mode() & 0o777, 0o606);
 }

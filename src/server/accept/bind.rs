@@ -18,6 +18,10 @@ use crate::server::connection::socket::Socket;
 /// Connections that wait in the kernel to be accepted; the system may allow fewer.
 const BACKLOG: u32 = 1024;
 
+/// Marks the name of a unix socket that is handed over together with its file. Without it the file is the supervisor's,
+/// who listens there when this process is gone. No listener's name ends so.
+pub(super) const WITH_FILE: &str = "+file";
+
 /// A listening socket.
 #[derive(Debug)]
 pub(crate) enum Listening {
@@ -51,17 +55,26 @@ impl Listening {
         TcpListener::from_std(listener).map(Self::Tcp)
     }
 
-    /// The same, with its file, which goes with it.
-    pub(super) fn adopt_unix(listener: std::os::unix::net::UnixListener, path: &Path) -> io::Result<Self> {
+    /// The same, with its file, which goes with it if it is ours.
+    pub(super) fn adopt_unix(
+        listener: std::os::unix::net::UnixListener,
+        path: &Path,
+        is_ours: bool,
+    ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(Self::Unix(UnixListener::from_std(listener)?, SocketFile::of(path)?))
+        let file = SocketFile::of(path)?;
+        file.ours.store(is_ours, Relaxed);
+        Ok(Self::Unix(UnixListener::from_std(listener)?, file))
     }
 
-    /// Another descriptor of the same socket.
-    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+    /// Another descriptor of the same socket, for another process, with the name that it goes by there.
+    pub(crate) fn handed(&self, name: &str) -> io::Result<(String, OwnedFd)> {
         match self {
-            Self::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
-            Self::Unix(listener, _) => listener.as_fd().try_clone_to_owned(),
+            Self::Tcp(listener) => Ok((name.to_owned(), listener.as_fd().try_clone_to_owned()?)),
+            Self::Unix(listener, file) => {
+                let mark = if file.is_ours() { WITH_FILE } else { "" };
+                Ok((format!("{name}{mark}"), listener.as_fd().try_clone_to_owned()?))
+            }
         }
     }
 
@@ -137,7 +150,7 @@ fn is_stale(path: &Path) -> io::Result<bool> {
     Ok(socket.connect(&SockAddr::unix(path)?).is_err_and(refused))
 }
 
-/// The file of a unix socket, removed when its listener goes, unless somebody else has put theirs in its place.
+/// The file of a unix socket, removed when its listener goes, unless it is somebody else's.
 pub(crate) struct SocketFile {
     path: PathBuf,
     id: (u64, u64),

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use listenfd::ListenFd;
 
-use super::bind::Listening;
+use super::bind::{Listening, WITH_FILE};
 use crate::config::ListenAddress;
 
 /// See the module's text. Each is taken once.
@@ -20,6 +20,8 @@ struct Socket {
     name: String,
     address: ListenAddress,
     listener: Listener,
+    /// Whether the file of a unix socket is ours to remove.
+    with_file: bool,
 }
 
 #[derive(Debug)]
@@ -39,6 +41,10 @@ impl Inherited {
         let mut sockets = Vec::new();
         for index in 0..fds.len() {
             let name = names.next().unwrap_or_default();
+            let (name, with_file) = match name.strip_suffix(WITH_FILE) {
+                Some(name) => (name.to_owned(), true),
+                None => (name, false),
+            };
             let found = match fds.take_tcp_listener(index) {
                 Ok(Some(listener)) => {
                     listener.local_addr().ok().map(|at| (ListenAddress::Tcp(at), Listener::Tcp(listener)))
@@ -49,24 +55,25 @@ impl Inherited {
                 }),
             };
             if let Some((address, listener)) = found {
-                sockets.push(Socket { name, address, listener });
+                sockets.push(Socket { name, address, listener, with_file });
             }
         }
         Self(Mutex::new(sockets))
     }
 
-    /// The socket that is bound to this address. One that the system has chosen the port of is known by its name.
+    /// The socket that is bound to this address. One that the system has chosen the port of is known by its name and its
+    /// host: what is meant for this machine alone must not be open to others.
     pub(crate) fn take(&self, address: &ListenAddress, name: &str) -> Option<Listening> {
         let mut sockets = self.sockets();
         let is_it = |socket: &Socket| {
-            socket.address == *address || (address.is_any_port() && socket.name == name && socket.is_tcp())
+            socket.address == *address || (socket.name == name && is_any_port_of(address, &socket.address))
         };
         let at = sockets.iter().position(is_it)?;
-        let Socket { address, listener, .. } = sockets.remove(at);
+        let Socket { address, listener, with_file, .. } = sockets.remove(at);
         drop(sockets);
         let taken = match (listener, address) {
             (Listener::Tcp(listener), _) => Listening::adopt_tcp(listener),
-            (Listener::Unix(listener), ListenAddress::Unix(path)) => Listening::adopt_unix(listener, &path),
+            (Listener::Unix(listener), ListenAddress::Unix(path)) => Listening::adopt_unix(listener, &path, with_file),
             (Listener::Unix(_), ListenAddress::Tcp(_)) => return None,
         };
         taken.inspect_err(|error| tracing::warn!(%name, %error, "an inherited socket cannot be used")).ok()
@@ -84,8 +91,26 @@ impl Inherited {
     }
 }
 
-impl Socket {
-    fn is_tcp(&self) -> bool {
-        matches!(self.listener, Listener::Tcp(_))
+fn is_any_port_of(wanted: &ListenAddress, bound: &ListenAddress) -> bool {
+    match (wanted, bound) {
+        (ListenAddress::Tcp(wanted), ListenAddress::Tcp(bound)) => wanted.port() == 0 && wanted.ip() == bound.ip(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_without_a_port_of_its_own_is_known_by_its_name_and_host() {
+        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+        let address = ListenAddress::Tcp(listener.local_addr().unwrap());
+        let socket = Socket { name: "admin".into(), address, listener: Listener::Tcp(listener), with_file: false };
+        let inherited = Inherited(Mutex::new(vec![socket]));
+        let take = |host: &str, name| inherited.take(&ListenAddress::Tcp(host.parse().unwrap()), name).is_some();
+        assert!(!take("127.0.0.1:0", "admin"), "it would be open to other machines");
+        assert!(!take("0.0.0.0:0", "web"));
+        assert!(take("0.0.0.0:0", "admin"));
     }
 }

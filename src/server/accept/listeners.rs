@@ -93,7 +93,7 @@ impl Listeners {
 
     /// Another descriptor of each socket, with the listener's name.
     pub fn duplicates(&self) -> io::Result<Vec<(String, OwnedFd)>> {
-        self.lock().iter().map(|open| Ok((open.name.to_string(), open.socket.duplicate()?))).collect()
+        self.lock().iter().map(|open| open.socket.handed(&open.name)).collect()
     }
 
     /// Leaves the files of unix sockets in place at the end: another process listens on them.
