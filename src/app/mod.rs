@@ -11,6 +11,7 @@ mod desk;
 mod notify;
 mod upgrade;
 
+use std::collections::VecDeque;
 use std::error::Error as StdError;
 use std::fmt;
 use std::path::PathBuf;
@@ -207,29 +208,49 @@ impl App {
         tracing::info!("stopped");
     }
 
-    /// Follows orders until one says to stop, or a process has taken over, which is then named.
+    /// Follows orders until one says to stop, or a process has taken over, which is then named. What is ordered while
+    /// another is carried out waits for its turn; but not the end, since a reload may wait for a disk that is gone.
     async fn until_stop(&self, orders: &mut impl AsyncFnMut() -> Order, admin: Option<&Listening>) -> Option<u32> {
+        let mut later = VecDeque::new();
         loop {
-            match orders().await {
-                Order::Stop => return None,
-                Order::Reload => {
-                    self.notifier.say("RELOADING=1");
-                    self.reload.reload(Trigger::Signal).await;
-                    self.notifier.say("READY=1");
+            let order = match later.pop_front() {
+                Some(order) => order,
+                None => orders().await,
+            };
+            if order == Order::Stop {
+                return None;
+            }
+            let mut work = std::pin::pin!(self.carry_out(order, admin));
+            let heir = loop {
+                tokio::select! {
+                    heir = &mut work => break heir,
+                    further = orders() => match further {
+                        Order::Stop => return None,
+                        Order::Upgrade if order == Order::Upgrade => {}
+                        further if later.contains(&further) => {}
+                        further => later.push_back(further),
+                    },
                 }
-                Order::Upgrade => {
-                    let mut upgrade = std::pin::pin!(self.upgrade(admin));
-                    let result = loop {
-                        tokio::select! {
-                            result = &mut upgrade => break result,
-                            order = orders() => if order == Order::Stop { return None },
-                        }
-                    };
-                    match result {
-                        Ok(pid) => return Some(pid),
-                        Err(error) => tracing::error!(%error, "no upgrade, this process goes on"),
-                    }
-                }
+            };
+            if heir.is_some() {
+                return heir;
+            }
+        }
+    }
+
+    /// Names the process that has taken over by it.
+    async fn carry_out(&self, order: Order, admin: Option<&Listening>) -> Option<u32> {
+        match order {
+            Order::Stop => None,
+            Order::Reload => {
+                self.notifier.say("RELOADING=1");
+                self.reload.reload(Trigger::Signal).await;
+                self.notifier.say("READY=1");
+                None
+            }
+            Order::Upgrade => {
+                let upgrade = self.upgrade(admin).await;
+                upgrade.inspect_err(|error| tracing::error!(%error, "no upgrade, this process goes on")).ok()
             }
         }
     }

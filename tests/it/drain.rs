@@ -1,6 +1,7 @@
 //! The end of the proxy: what is under way completes or is told, and nothing goes without a line in the log.
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
@@ -187,4 +188,37 @@ async fn under_load_every_request_is_answered_and_every_cut_has_its_line() {
     let good = lines.iter().filter(|line| line["path"] == "/delay/1" && line["reason"].is_null()).count();
     assert_eq!(good, answers.load(SeqCst), "what was served was also received");
     assert_eq!(good + 3, lines.len(), "nothing else happened");
+}
+
+#[tokio::test]
+async fn a_reload_that_hangs_does_not_hold_up_the_end_and_opens_nothing_afterwards() {
+    let origin = Origin::h1();
+    let server = "stream_grace = \"60s\"\nwatch = \"off\"";
+    let mut proxy = proxy(&origin, server);
+    let mut stream = Raw::connect(proxy.public()).await;
+    stream.get("/sse-gate").await;
+    assert_eq!(stream.head().await.0, 200);
+    let file = proxy.config_file();
+    std::fs::remove_file(&file).unwrap();
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    proxy.signal("HUP");
+    // Opens as soon as somebody reads, who then waits for what is written.
+    let pipe = tokio::task::spawn_blocking({
+        let file = file.clone();
+        move || std::fs::OpenOptions::new().write(true).open(file).unwrap()
+    });
+    let pipe = pipe.await.unwrap();
+    proxy.signal("TERM");
+    assert!(eventually(|| proxy.log().contains("draining"), SOON).await, "{}", proxy.log());
+    let late = file.with_file_name("late.sock");
+    proxy.rewrite(&format!(
+        "[server]\nlisten = [\"127.0.0.1:0\", \"unix:{}\"]\n{server}\n[[route]]\nrespond.status = 204\n",
+        late.display()
+    ));
+    drop(pipe);
+    assert!(eventually(|| proxy.log().contains("generation=2"), SOON).await, "{}", proxy.log());
+    assert!(eventually(|| !late.exists(), SOON).await, "nobody would be served there: {}", proxy.log());
+    origin.open_gate(1);
+    stream.until("data: [DONE]").await;
+    assert_eq!(proxy.wait(SOON).expect("nothing is left to do").code(), Some(0));
 }

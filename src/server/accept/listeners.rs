@@ -101,10 +101,12 @@ impl Listeners {
         self.lock().iter().for_each(|open| open.socket.keep_file());
     }
 
-    /// Leaves each socket to its accept loop alone, so that it is closed when the loop ends, and clients are refused
-    /// rather than left waiting for nobody.
+    /// The proxy ends: leaves each socket to its accept loop alone, so that it is closed when the loop ends, and clients
+    /// are refused rather than left waiting for nobody. A reload that is still under way opens no other.
     pub fn let_go(&self) {
-        self.lock().clear();
+        let mut open = self.lock();
+        self.server.shutdown().drain.cancel();
+        open.clear();
     }
 
     /// Binds what is wanted and not bound yet, which changes nothing for anybody. A listener that is only called
@@ -142,6 +144,9 @@ impl Listeners {
     /// connected is served to the end of its requests.
     pub fn apply(&self, prepared: Prepared) {
         let mut open = self.lock();
+        if self.server.shutdown().drain.is_cancelled() {
+            return;
+        }
         let mut before = std::mem::take(&mut *open);
         for Wanted { door, socket } in prepared.0 {
             let config::Listener { name, address, .. } = door.settings.clone();
