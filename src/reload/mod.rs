@@ -236,6 +236,8 @@ impl Inner {
     fn refused(&self, trigger: Trigger, why: String) -> Report {
         let generation = self.current.load().generation;
         self.metrics.refused.inc();
+        // What was built in vain has counted itself among the upstreams.
+        self.parts.house.sweep();
         tracing::error!(%trigger, generation, "the configuration was not taken up, that of before stays in force:\n{why}");
         self.note(Report { at: SystemTime::now(), trigger, generation, result: Err(why) })
     }

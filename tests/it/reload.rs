@@ -328,3 +328,15 @@ async fn an_endpoint_is_drained_and_let_back() {
     assert_eq!(proxy.ask_admin("POST", "/drain/app/nobody", "").0, 404);
     assert_eq!(proxy.ask_admin("POST", "/drain/nobody/0", "").0, 404);
 }
+
+#[tokio::test]
+async fn what_was_built_in_vain_leaves_no_metrics() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = Proxy::from_toml(&says("one"));
+    let listen = format!("[server]\nlisten = [\"127.0.0.1:0\", \"{}\"]\n", taken.local_addr().unwrap());
+    proxy.rewrite(&format!("{listen}[upstream.vain]\nendpoints = [\"http://127.0.0.1:1\"]\n{}", says("two")));
+    let (status, why) = proxy.ask_admin("POST", "/reload", "");
+    assert!(status == 422 && why.contains("cannot listen on"), "{status} {why}");
+    let page = proxy.page("/metrics").1;
+    assert!(!page.contains("vain"), "{page}");
+}
