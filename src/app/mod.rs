@@ -175,7 +175,7 @@ impl App {
         self.listeners.apply(std::mem::take(&mut self.prepared));
         let admin = self.admin.take();
         if let Some(Ok(address)) = admin.as_ref().map(admin::Bound::address) {
-            tracing::info!(listener = "admin", %address, "listening");
+            tracing::info!(listener = %"admin", %address, "listening");
         }
         self.inherited.close_rest();
         let admin_socket = admin.as_ref().map(admin::Bound::socket);

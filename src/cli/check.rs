@@ -4,17 +4,19 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::config::{self, Config};
+use crate::metrics::Registry;
+use crate::reload::House;
 use crate::server;
 
 /// Writes the summary to `out`, or the warnings and the report to `err`. The exit code is 0, or 2 for errors.
 pub(super) fn run(path: &Path, colour: bool, out: &mut impl Write, err: &mut impl Write) -> io::Result<u8> {
-    match config::load(path) {
+    match config::load_and_look(path) {
         Ok(config) => {
             for warning in config.warnings.iter().chain(&server::certificate_warnings(&config.server.listeners)) {
                 writeln!(err, "warning: {warning}")?;
             }
-            if let Err((listener, error)) = server::doors(&config.server.listeners) {
-                writeln!(err, "error: listener {listener}: {error}")?;
+            if let Err(error) = House::new(Registry::new(), None).build(&config) {
+                writeln!(err, "error: {error}")?;
                 return Ok(2);
             }
             writeln!(out, "{}: ok ({})", path.display(), summary(&config))?;
@@ -63,5 +65,24 @@ mod tests {
         assert_eq!((code, out.as_str()), (2, ""));
         assert!(err.starts_with("error: there is neither") && err.contains("unknown key `a`"), "{err}");
         assert!(err.ends_with("DIR/x.toml: 2 errors\n"), "{err}");
+    }
+
+    #[test]
+    fn files_that_are_not_there_are_all_told_in_their_places() {
+        let (code, _, err) =
+            check("[upstream.a]\nendpoints = 'https://a'\ntls = { ca = 'ca.pem', cert = 'a.pem', key = 'a.key' }\n");
+        assert_eq!(code, 2);
+        for (name, column) in [("ca.pem", 14), ("a.pem", 31), ("a.key", 46)] {
+            assert!(err.contains(&format!("cannot read `{name}`: No such file")), "{err}");
+            assert!(err.contains(&format!("x.toml:3:{column}\n")), "{err}");
+        }
+        assert!(err.ends_with("3 errors\n"), "{err}");
+    }
+
+    #[test]
+    fn what_an_upstream_cannot_use_is_found() {
+        let (code, out, err) = check("[upstream.a]\nendpoints = 'https://a'\ntls.ca = 'x.toml'\n");
+        assert_eq!((code, out.as_str()), (2, ""));
+        assert!(err.starts_with("error: upstream a: cannot read the certificates in DIR/x.toml"), "{err}");
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Context<'a> {
     pub(super) is_private: bool,
     /// Relative paths start here.
     pub(super) base_dir: &'a Path,
+    /// Whether a file that is named must be there.
+    pub(super) looks: bool,
     env: &'a dyn Fn(&str) -> Option<String>,
 }
 
@@ -113,6 +115,7 @@ impl<'a> Context<'a> {
             private: Vec::new(),
             is_private: false,
             files: Vec::new(),
+            looks: false,
             base_dir,
             env,
         }

@@ -17,18 +17,33 @@ const LONGEST: u64 = 16 << 20;
 
 /// Reads a file. Relative paths in it start at its own folder.
 pub fn load(path: &Path) -> Result<Config, Error> {
+    load_with(path, false)
+}
+
+/// [`load`], and whether the files that it names are there.
+pub fn load_and_look(path: &Path) -> Result<Config, Error> {
+    load_with(path, true)
+}
+
+fn load_with(path: &Path, looks: bool) -> Result<Config, Error> {
     let name = path.display().to_string();
     let unreadable = |error: std::io::Error| Error::unreadable(&name, format!("cannot read the file: {error}"));
     if std::fs::metadata(path).map_err(unreadable)?.len() > LONGEST {
         return Err(Error::unreadable(&name, "the file is larger than 16MiB".into()));
     }
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    parse(&text, &name, path.parent().unwrap_or(Path::new("")))
+    let mut cx = Context::new(path.parent().unwrap_or(Path::new("")), &from_env);
+    cx.looks = looks;
+    parse_in(cx, &text, &name)
+}
+
+fn from_env(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
 
 /// Reads a text. `name` stands in the errors; relative paths start at `base_dir`.
 pub fn parse(text: &str, name: &str, base_dir: &Path) -> Result<Config, Error> {
-    parse_with(text, name, base_dir, &|name| std::env::var(name).ok())
+    parse_in(Context::new(base_dir, &from_env), text, name)
 }
 
 /// The configuration that `headworks --upstream URL` runs with: everything to one upstream.
@@ -40,13 +55,17 @@ pub fn from_upstream(url: &str, listen: SocketAddr) -> Result<Config, Error> {
 }
 
 /// [`parse`] with an environment of its own.
+#[cfg(test)]
 pub(super) fn parse_with(
     text: &str,
     name: &str,
     base_dir: &Path,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Config, Error> {
-    let mut cx = Context::new(base_dir, env);
+    parse_in(Context::new(base_dir, env), text, name)
+}
+
+fn parse_in(mut cx: Context<'_>, text: &str, name: &str) -> Result<Config, Error> {
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         let mut problem = Problem::new(error.message());

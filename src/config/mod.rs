@@ -33,7 +33,7 @@ mod window;
 pub use self::admin::{OpenPage, Token};
 pub use self::error::Error;
 pub use self::listen::{ListenAddress, Peers};
-pub use self::load::{from_upstream, keys, load, parse, schema};
+pub use self::load::{from_upstream, keys, load, load_and_look, parse, schema};
 pub use self::suggest::nearest;
 pub use self::units::{
     duration as read_duration, rate as read_rate, show_duration, show_rate, show_size, size as read_size,

@@ -429,8 +429,14 @@ impl Decode for File {
             cx.found.error(&text.at, "the path is empty or has a NUL in it");
             return None;
         }
-        let path = cx.base_dir.join(text.value);
+        let path = cx.base_dir.join(&text.value);
         cx.files.push(path.clone());
+        if cx.looks
+            && let Err(error) = std::fs::metadata(&path)
+        {
+            let name = quote(text.from.as_deref().unwrap_or(&text.value));
+            cx.found.error(&text.at, format!("cannot read {name}: {error}"));
+        }
         Some(Self(path))
     }
 
