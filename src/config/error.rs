@@ -73,6 +73,13 @@ impl Diagnostics {
         self.0.push(Diagnostic { span: Some(span.clone()), problem: problem.into() });
     }
 
+    /// Adds a hint to the error that was found last, unless it has one.
+    pub(super) fn hint_last(&mut self, hint: impl FnOnce() -> String) {
+        if let Some(Diagnostic { problem, .. }) = self.0.last_mut() {
+            problem.hint.get_or_insert_with(hint);
+        }
+    }
+
     /// Adds an error about the file as a whole.
     pub(super) fn whole(&mut self, problem: impl Into<Problem>) {
         self.0.push(Diagnostic { span: None, problem: problem.into() });

@@ -339,13 +339,22 @@ impl<T: Decode> Decode for Off<T> {
     fn decode(node: Node<'_>, cx: &mut Context<'_>) -> Option<Self> {
         match node.get_ref() {
             DeValue::String(text) if text == "off" => Some(Self(None)),
-            _ => T::decode(node, cx).map(|value| Self(Some(value))),
+            _ => or_word(node, cx, "off").map(|value| Self(Some(value))),
         }
     }
 
     fn schema() -> Value {
         json!({ "anyOf": [{ "const": "off" }, T::schema()] })
     }
+}
+
+/// A value in whose place a word may stand, which is told to who wrote neither.
+fn or_word<T: Decode>(node: Node<'_>, cx: &mut Context<'_>, word: &str) -> Option<T> {
+    let value = T::decode(node, cx);
+    if value.is_none() {
+        cx.found.hint_last(|| format!("or write {word:?}"));
+    }
+    value
 }
 
 /// A number, or `"auto"`.
@@ -356,7 +365,7 @@ impl<T: Decode> Decode for OrAuto<T> {
     fn decode(node: Node<'_>, cx: &mut Context<'_>) -> Option<Self> {
         match node.get_ref() {
             DeValue::String(text) if text == "auto" => Some(Self(None)),
-            _ => T::decode(node, cx).map(|value| Self(Some(value))),
+            _ => or_word(node, cx, "auto").map(|value| Self(Some(value))),
         }
     }
 
