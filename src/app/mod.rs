@@ -285,7 +285,7 @@ impl App {
         let cut = self.server.drain(grace, hurry).await;
         if cut != Cut::default() {
             let Cut { requests, streams } = cut;
-            tracing::warn!(requests, streams, "requests and streams were cut at the end of the grace time");
+            tracing::warn!(requests, streams, "requests and streams were cut before their end");
         }
     }
 }

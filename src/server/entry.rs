@@ -67,6 +67,8 @@ impl Entry {
                 let found = snapshot.router.find(&context.connection().listener, &parts);
                 Arc::clone(found.unwrap_or(&snapshot.no_route))
             } else {
+                let what = "its host, its path, or fields that HTTP/2 has no place for";
+                tracing::debug!(request = %context.id(), reason = %Reason::BadRequest.label(), what, "a request is refused");
                 Arc::clone(&snapshot.malformed)
             }
         };
