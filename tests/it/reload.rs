@@ -340,3 +340,22 @@ async fn what_was_built_in_vain_leaves_no_metrics() {
     let page = proxy.page("/metrics").1;
     assert!(!page.contains("vain"), "{page}");
 }
+
+#[tokio::test]
+async fn a_connection_by_a_balancer_does_not_keep_its_listener_open() {
+    let origin = Origin::h1();
+    let listener =
+        "[[server.listener]]\nname = \"balanced\"\naddress = \"127.0.0.1:0\"\nproxy_protocol = \"127.0.0.1\"\n";
+    let stays = "[[server.listener]]\nname = \"stays\"\naddress = \"127.0.0.1:0\"\n";
+    let proxy = Proxy::from_toml(&(forwards(&origin, "") + listener + stays));
+    let balanced = proxy.addr("balanced");
+    let mut stream = Raw::connect(balanced).await;
+    stream.send("PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n").await;
+    stream.get("/sse-gate").await;
+    assert_eq!(stream.head().await.0, 200);
+    proxy.reload(&(forwards(&origin, "") + stays)).await;
+    let refused = || std::net::TcpStream::connect(balanced).is_err();
+    assert!(eventually(refused, SOON).await, "nobody would be served there");
+    origin.open_gate(1);
+    stream.until("data: [DONE]").await;
+}

@@ -124,18 +124,26 @@ impl Arrivals {
             }
         } else if headers.contain(peer.map(|peer| peer.ip())) {
             let arrivals = Arc::clone(self);
-            self.entry.tasks.spawn(async move { arrivals.enter_by_header(arrival).await });
+            self.entry.tasks.spawn(async move {
+                let session = arrivals.enter_by_header(arrival).await;
+                // Else the socket that it came by would be open for as long as it lives.
+                drop(arrivals);
+                if let Some((session, handshake)) = session {
+                    session.run(handshake).await;
+                }
+            });
         } else {
             self.refuse(Refusal::Stranger, peer, "it is not in `proxy_protocol`");
         }
     }
 
-    async fn enter_by_header(&self, mut arrival: Arrival) {
+    /// Reads who the client is. None when it may not come in.
+    async fn enter_by_header(&self, mut arrival: Arrival) -> Option<(Session, Option<Handshake>)> {
         let patience = self.entry.current.load().limits.header_timeout;
         let reading = timeout(patience, read_header(&arrival.socket, &mut arrival.seen));
         let read = tokio::select! {
             read = reading => read.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
-            () = self.bound.shutdown.drain.cancelled() => return,
+            () = self.bound.shutdown.drain.cancelled() => return None,
         };
         match read {
             Ok(Header { ends: Some(ends), .. }) => {
@@ -143,13 +151,13 @@ impl Arrivals {
             }
             Ok(Header { ends: None, .. }) => {}
             // Balancers look whether the port is open.
-            Err(_) if arrival.seen.is_empty() => return,
-            Err(error) => return self.refuse(Refusal::NoHeader, arrival.peer, &error),
+            Err(_) if arrival.seen.is_empty() => return None,
+            Err(error) => {
+                self.refuse(Refusal::NoHeader, arrival.peer, &error);
+                return None;
+            }
         }
-        let session = self.session(arrival, &self.entry.current.load());
-        if let Some((session, handshake)) = session {
-            session.run(handshake).await;
-        }
+        self.session(arrival, &self.entry.current.load())
     }
 
     /// A connection, and what it takes from the snapshot in force: its limits, and the certificates of its door. None
