@@ -342,6 +342,29 @@ async fn what_was_built_in_vain_leaves_no_metrics() {
 }
 
 #[tokio::test]
+async fn a_listener_that_was_closed_a_moment_ago_is_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("b.sock");
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let without = says("one") + "[server]\nlisten = [\"127.0.0.1:0\"]\n";
+    let with =
+        says("one") + &format!("[server]\nlisten = [\"127.0.0.1:0\", \"{free}\", \"unix:{}\"]\n", path.display());
+    let proxy = Proxy::from_toml(&without);
+    for _ in 0..10 {
+        for text in [&with, &without, &with] {
+            proxy.rewrite(text);
+            let (status, told) = proxy.ask_admin("POST", "/reload", "");
+            assert_eq!(status, 200, "{told}");
+        }
+    }
+    assert_eq!(get(free, "/").await.text(), "one");
+    assert!(tokio::net::UnixStream::connect(&path).await.is_ok());
+    proxy.reload(&without).await;
+    let closed = || std::net::TcpStream::connect(free).is_err() && !path.exists();
+    assert!(eventually(closed, SOON).await, "and closed in the end");
+}
+
+#[tokio::test]
 async fn a_connection_by_a_balancer_does_not_keep_its_listener_open() {
     let origin = Origin::h1();
     let listener =

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::bind::Listening;
 use super::inherited::Inherited;
@@ -19,6 +19,8 @@ pub struct Listeners {
     server: Arc<Server>,
     inherited: Arc<Inherited>,
     open: Mutex<Vec<Open>>,
+    /// Sockets of listeners that are closed, as long as their last clients are let in.
+    closing: Mutex<Vec<(ListenAddress, Weak<Listening>)>>,
 }
 
 /// A listener that is served.
@@ -88,7 +90,7 @@ impl Listeners {
     /// None is open yet; those that are inherited need not be bound.
     #[must_use]
     pub fn new(server: Arc<Server>, inherited: Arc<Inherited>) -> Self {
-        Self { server, inherited, open: Mutex::default() }
+        Self { server, inherited, open: Mutex::default(), closing: Mutex::default() }
     }
 
     /// Another descriptor of each socket, with the listener's name.
@@ -137,7 +139,16 @@ impl Listeners {
         let same = |known: &&Open| known.address == wanted.address;
         let found = open.iter().find(|known| same(known) && known.name == wanted.name);
         let found = found.or_else(|| open.iter().find(|known| same(known) && !wanted.address.is_any_port()));
-        found.map(|known| Arc::clone(&known.socket))
+        found.map(|known| Arc::clone(&known.socket)).or_else(|| self.closing(&wanted.address))
+    }
+
+    /// One that was closed a moment ago, and whose address could not be bound yet.
+    fn closing(&self, wanted: &ListenAddress) -> Option<Arc<Listening>> {
+        let closing = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        closing
+            .iter()
+            .filter(|(address, _)| address == wanted && !wanted.is_any_port())
+            .find_map(|(_, at)| at.upgrade())
     }
 
     /// Serves what was prepared, and closes what is not among it: nothing more is accepted there, and whoever is
@@ -151,8 +162,8 @@ impl Listeners {
         for Wanted { door, socket } in prepared.0 {
             let config::Listener { name, address, .. } = door.settings.clone();
             let same = |known: &Open| known.name == name && Arc::ptr_eq(&known.socket, &socket);
+            socket.adjust(&door.settings);
             if let Some(at) = before.iter().position(same) {
-                socket.adjust(&door.settings);
                 open.push(before.swap_remove(at));
                 continue;
             }
@@ -165,8 +176,11 @@ impl Listeners {
             self.server.entry().tasks.spawn(async move { server.serve(bound).await });
             open.push(Open { name, address, socket, shutdown });
         }
-        for Open { name, shutdown, .. } in before {
+        let mut closing = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        closing.retain(|(_, socket)| socket.strong_count() > 0);
+        for Open { name, shutdown, address, socket } in before {
             tracing::info!(listener = %name, "closed");
+            closing.push((address, Arc::downgrade(&socket)));
             shutdown.drain.cancel();
         }
     }
