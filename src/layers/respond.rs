@@ -72,6 +72,9 @@ impl Redirect {
         let host = without_port(asked_authority(uri, request.headers()));
         let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         let target = self.to.replace("{host}", host).replace("{path}", uri.path()).replace("{query}", &query);
+        // A path may begin with two slashes, and a target that begins so names another host. Browsers read `\` alike.
+        let leads_away = !self.to.starts_with("//") && target.starts_with(['/', '\\']);
+        let target = if leads_away { format!("/{}", target.trim_start_matches(['/', '\\'])) } else { target };
         HeaderValue::try_from(target).ok()
     }
 }
@@ -127,5 +130,19 @@ mod tests {
         let response = redirect.call(request.body(Body::empty()).expect("valid")).await.expect("a response");
         assert_eq!(response.status(), 308);
         assert_eq!(response.headers()[LOCATION], "https://example.com/a/b?c=d");
+    }
+
+    #[test]
+    fn a_path_does_not_lead_to_another_host() {
+        let location = |to: &str, path: &str| {
+            let redirect = Redirect::new(StatusCode::FOUND, to.into());
+            let request = http::Request::get(path).header("host", "example.com").body(Body::empty());
+            redirect.location(&request.expect("valid")).expect("a location")
+        };
+        for path in ["//evil.test/a", "///evil.test/a", "/\\evil.test/a", "/evil.test/a"] {
+            assert_eq!(location("{path}/{query}", path), "/evil.test/a/");
+        }
+        assert_eq!(location("//cdn.test{path}", "//a"), "//cdn.test//a");
+        assert_eq!(location("https://{host}{path}", "//a"), "https://example.com//a");
     }
 }
