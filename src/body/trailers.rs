@@ -23,7 +23,7 @@ fn remove_forbidden(trailers: &mut HeaderMap) {
 }
 
 fn is_forbidden(name: &str) -> bool {
-    const NAMES: [&str; 23] = [
+    const NAMES: [&str; 25] = [
         "authorization",
         "cache-control",
         "connection",
@@ -31,6 +31,7 @@ fn is_forbidden(name: &str) -> bool {
         "content-length",
         "content-range",
         "content-type",
+        "content_length",
         "cookie",
         "expect",
         "forwarded",
@@ -45,6 +46,7 @@ fn is_forbidden(name: &str) -> bool {
         "te",
         "trailer",
         "transfer-encoding",
+        "transfer_encoding",
         "upgrade",
         "via",
     ];
@@ -62,7 +64,9 @@ mod tests {
     #[test]
     fn only_what_may_come_late_is_passed_on() {
         let mut trailers = HeaderMap::new();
-        for name in ["content-length", "x-forwarded-for", "set-cookie", "grpc-status", "x-checksum"] {
+        for name in
+            ["content-length", "transfer_encoding", "x-forwarded-for", "set-cookie", "grpc-status", "x-checksum"]
+        {
             trailers.insert(name, HeaderValue::from_static("1"));
         }
         let Ok(cleaned) = clean(Frame::trailers(trailers)).into_trailers() else { panic!("trailers") };

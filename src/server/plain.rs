@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, Method, Uri, Version};
 
-use super::http1::Bounds;
+use super::http1::{Bounds, has_plain_bytes};
 use crate::context::ExtendedConnect;
 
 /// Whether the request says once and well-formed what it is for (RFC 9112, section 3.2; RFC 9113, section 8.3.1), and
@@ -117,7 +117,7 @@ pub(super) fn is_too_large(uri: &Uri, headers: &HeaderMap, bounds: Bounds) -> bo
 }
 
 /// What h2 lets through and must not: fields of a connection (RFC 9113, section 8.2.2), white space around values,
-/// lengths that are more than one number, and a path that is none.
+/// lengths that are more than one number, names that some take for a length or a coding, and a target that is none.
 fn is_plain_h2(request: &Parts) -> bool {
     let headers = &request.headers;
     let padded = |value: &[u8]| matches!(value, [b' ' | b'\t', ..] | [.., b' ' | b'\t']);
@@ -128,10 +128,12 @@ fn is_plain_h2(request: &Parts) -> bool {
         let value = value.as_bytes();
         !padded(value)
             && (upgrade && name == UPGRADE || !OF_A_CONNECTION.contains(name))
+            && !matches!(name.as_str(), "content_length" | "transfer_encoding")
             && (name != TE || value.eq_ignore_ascii_case(b"trailers"))
     });
     plain
         && has_one_length(headers)
+        && has_plain_bytes(path.as_bytes(), request.uri.query().unwrap_or_default().as_bytes())
         && (path.starts_with('/') || (path == "*" && request.method == Method::OPTIONS))
         && matches!(request.uri.scheme_str(), Some("http" | "https") | None)
         && (request.uri.authority().is_some() || headers.get(HOST).is_some_and(|host| !host.is_empty()))
@@ -275,6 +277,8 @@ mod tests {
             [("x", "a\t")],
             [("content-length", "01")],
             [("content-length", "")],
+            [("content_length", "5")],
+            [("transfer_encoding", "chunked")],
             [("host", "b")],
         ] {
             assert!(!plain("http://a/", &fields), "{fields:?}");
@@ -284,6 +288,7 @@ mod tests {
         assert!(!plain("/", &[("host", "")]));
         assert!(!plain("ftp://a/", &[]));
         assert!(!plain("*", &[("host", "a")]), "for OPTIONS only");
+        assert!(!plain("http://a/\u{e9}", &[]), "no byte of a URI");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use http::Uri;
 
-use super::{Bounds, PATH, QUERY, TARGET, TOKEN, VALUE, Violation, is};
+use super::{Bounds, TARGET, TOKEN, VALUE, Violation, has_plain_bytes, is};
 use crate::error::Reason;
 
 /// How the body of a request ends.
@@ -259,7 +259,7 @@ fn check_target(method: &[u8], target: &[u8]) -> Result<(), Violation> {
                 Some(at) => target.split_at(at),
                 None => (target, &[][..]),
             };
-            if !path.iter().all(|byte| is(PATH, *byte)) || !query.iter().all(|byte| is(QUERY, *byte)) {
+            if !has_plain_bytes(path, query) {
                 return Err(Violation::bad("a byte that no target may have"));
             }
             Ok(())

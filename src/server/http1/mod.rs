@@ -99,3 +99,8 @@ const fn class(byte: u8) -> u8 {
 fn is(class: u8, byte: u8) -> bool {
     CLASSES.get(usize::from(byte)).is_some_and(|classes| classes & class != 0)
 }
+
+/// Whether a path and a query have no byte that a target may not have.
+pub(super) fn has_plain_bytes(path: &[u8], query: &[u8]) -> bool {
+    path.iter().all(|byte| is(PATH, *byte)) && query.iter().all(|byte| is(QUERY, *byte))
+}
