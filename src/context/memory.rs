@@ -103,14 +103,11 @@ impl Memory {
     }
 }
 
-/// Adds `bytes` to `sum`, unless that exceeds `most`. Two that come at once near the limit may both be turned away.
+/// Adds `bytes` to `sum`, unless that exceeds `most`. What does not fit is never in the sum, not even for a moment, in
+/// which others would be turned away for its sake.
 fn take(sum: &AtomicU64, bytes: u64, most: u64) -> bool {
-    let before = sum.fetch_add(bytes, SeqCst);
-    let fits = before.checked_add(bytes).is_some_and(|after| after <= most);
-    if !fits {
-        sum.fetch_sub(bytes, SeqCst);
-    }
-    fits
+    let fitting = |sum: u64| sum.checked_add(bytes).filter(|sum| *sum <= most);
+    sum.fetch_update(SeqCst, SeqCst, fitting).is_ok()
 }
 
 struct Waits<'a>(&'a AtomicUsize);
