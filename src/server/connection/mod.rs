@@ -165,12 +165,12 @@ impl Session {
         let service = service_fn(move |mut request: http::Request<Incoming>| {
             let context = entry.begin(&connection, &request);
             let trace = streams.announce(context.clone(), Writer::of(&mut request));
-            let (is_spent, is_connect) = (watched.is_spent(), request.method() == Method::CONNECT);
+            let (watched, is_connect) = (Arc::clone(&watched), request.method() == Method::CONNECT);
             let refused = is_too_large(request.uri(), request.headers(), bounds).then_some(Reason::HeaderTooLarge);
             let entry = Arc::clone(&entry);
             async move {
                 second_look().await;
-                if is_spent {
+                if watched.is_spent() {
                     return std::future::pending().await; // until the connection goes
                 }
                 let answer = entry.answer(context, request, refused).await;
