@@ -56,7 +56,7 @@ section! {
         /// Requests at most on one client connection, which then ends politely; absent, any number.
         max_requests: Count, optional;
         /// Bytes that all connections and requests may hold together; "auto" is half of what the process may use.
-        memory: OrAuto<Size<{ 4 * MIB }, TIB>>, default = "auto";
+        memory: OrAuto<Located<Size<{ 4 * MIB }, TIB>>>, default = "auto";
         /// HTTP/2 requests that one connection may cancel at once; more come back with answers taken, and with time.
         cancel_budget: Count, default = 100;
         /// HTTP/2 streams at most on one client connection.

@@ -577,3 +577,10 @@ fn a_listener_may_be_a_unix_socket() {
     assert_eq!(listener(&format!("address = \"unix:/{long}\"")), ["the path of the unix socket is too long"]);
     assert_eq!(complaints("[server]\nlisten = [\"unix:/a\", \"unix:/a\"]"), ["this address is listened on twice"]);
 }
+
+#[test]
+fn the_budget_has_room_for_one_request_or_nothing_would_be_served() {
+    let said = wrong("[server]\nmemory = \"16MiB\"\n[stream]\nbuffer = \"4MiB\"\n[[route]]\nrespond = {}\n");
+    assert!(said.contains("one request alone may hold 41056KiB") && said.contains("x.toml:2:10"), "{said}");
+    good("[server]\nmemory = \"41056KiB\"\n[stream]\nbuffer = \"4MiB\"\n[[route]]\nrespond = {}\n");
+}

@@ -8,11 +8,13 @@ mod upstream;
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use super::decode::Context;
-use super::error::{Span, quote, remark};
+use super::error::{Problem, Span, quote, remark};
 use super::file;
+use super::units::show_size;
 use super::values::{Located, Name, Size};
 use super::{Config, ListenAddress, Log, Secrets, Server, Stream};
 use crate::body::UploadBounds;
+use crate::context::Shares;
 
 /// Everything together. It is only good when the context holds no error.
 pub(super) fn config(root: file::Root, name: &str, text: &str, cx: &mut Context<'_>) -> Config {
@@ -72,7 +74,7 @@ fn server(
         header_timeout: server.timeout.header.0,
         idle_timeout: server.timeout.idle.0,
         max_age: server.timeout.age.0,
-        memory: server.memory.0.map(|size| size.0 as u64),
+        memory: server.memory.0.map(|size| memory(&size, stream.buffer, server.max_header_size.0, cx)),
         cancel_budget: NonZeroU32::new(server.cancel_budget.0).unwrap_or(NonZeroU32::MIN),
         max_requests: server.max_requests.map(|most| u64::from(most.0)),
         max_streams: server.max_streams.0,
@@ -84,6 +86,24 @@ fn server(
         watch: server.watch.0,
         stream,
     }
+}
+
+/// The budget, which one connection with one request must fit into, or nothing would ever be served.
+fn memory<const MIN: u64, const MAX: u64>(
+    size: &Located<Size<MIN, MAX>>,
+    buffer: usize,
+    header: usize,
+    cx: &mut Context<'_>,
+) -> u64 {
+    let (bytes, shares) = (size.value.0 as u64, Shares::new(buffer, header));
+    let connection = shares.connection + shares.tls;
+    let least = (connection + shares.request + shares.upload_h2).max(connection.div_ceil(3) * 4);
+    if bytes < least {
+        let problem =
+            Problem::new(format!("one request alone may hold {}", show_size(least.next_multiple_of(1 << 10))));
+        cx.found.error(&size.at, problem.hint("raise it, or lower `stream.buffer` or `server.max_header_size`"));
+    }
+    bytes
 }
 
 /// Names and addresses that may stand once.
