@@ -126,8 +126,8 @@ async fn read(bytes: Vec<u8>) -> Vec<http::Request<Bytes>> {
 /// What goes upstream: the duties of an intermediary, and hyper's writing.
 async fn send_on(request: http::Request<Bytes>) -> Vec<u8> {
     let (mut parts, body) = request.into_parts();
-    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    parts.uri = path.parse().expect("the path of a URI is one");
+    // As towards an upstream: the path of an absolute target may be empty before its query.
+    parts.uri = parts.uri.into_parts().path_and_query.map(http::Uri::from).unwrap_or_default();
     parts.version = http::Version::HTTP_11;
     // Hosts are judged elsewhere.
     parts.headers.insert("host", http::HeaderValue::from_static("a"));
