@@ -14,7 +14,7 @@ use super::connect::{Connector, Version};
 use super::failure::{self, Upload, UploadFailed};
 use super::first_byte::FirstByte;
 use super::hold::Hold;
-use super::pool::{Lease, Pool, PoolStats, Unanswered, UntilEnd, UpgradeGuard};
+use super::pool::{Lease, Pool, PoolStats, Unanswered, UntilEnd, UpgradeGuard, Wants};
 use super::settings::{EndpointSettings, Settings};
 use super::target::Target;
 use super::tls::ClientError;
@@ -81,7 +81,8 @@ impl Client {
             if stale == MOST_STALE {
                 self.pool.close_idle();
             }
-            let mut lease = self.pool.checkout(http1).await?;
+            let wants = Wants { http1, window: !request.body().is_end_stream() };
+            let mut lease = self.pool.checkout(wants).await?;
             match self.exchange(&mut lease, request, first_byte, hold.as_ref()).await {
                 Ok(response) => return answer(lease, response, upgrade, is_head),
                 // Going stale while idle is nobody's fault, and a refusal is the peer's word that it is safe.
@@ -132,6 +133,9 @@ impl Client {
             self.target.origin_form(request).map_err(Failure::Failed)?;
         }
         let first_byte = FirstByte::watch(first_byte, request);
+        if let Some(stream) = lease.stream() {
+            stream.uploads().add(&first_byte);
+        }
         let sent = lease.send(request, &first_byte).await;
         let is_held = || hold.is_some_and(Hold::is_awaited);
         let late = || {

@@ -1,8 +1,8 @@
 //! The clock of an answer's beginning.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use http_body::Body as _;
@@ -13,6 +13,10 @@ use crate::context::Request;
 
 /// A request that is complete within this time is not said to be late: it would cost more than it tells.
 const LATE: Duration = Duration::from_millis(5);
+
+/// An upload of which an upstream takes nothing for so long stands still. Longer than any round trip, in which the best
+/// of them wait for their window.
+const STANDS_STILL: Duration = Duration::from_millis(250);
 
 /// A timer that a connection keeps for all its requests: moving a timer that is set costs a fraction of setting one.
 pub(super) type Clock = Option<Pin<Box<Sleep>>>;
@@ -29,10 +33,49 @@ pub(super) struct FirstByte {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AskedAt(pub(super) Instant);
 
-struct Progress {
+/// How far the body of a request has come.
+#[derive(Debug)]
+pub(super) struct Progress {
     pulse: Pulse,
     /// More is wanted than the client has sent.
     is_awaited: AtomicBool,
+}
+
+impl Progress {
+    /// Whether the upstream takes nothing of what the client has sent.
+    fn stands_still(&self, now: Instant) -> bool {
+        let is_offered = !self.is_awaited.load(Relaxed) && !self.pulse.is_over();
+        is_offered && now.saturating_duration_since(self.pulse.last()) > STANDS_STILL
+    }
+}
+
+/// The uploads of an h2 connection. They share its window: one that the upstream does not read may use all of it up,
+/// and then no other goes on (RFC 9113, section 5.2.1).
+#[derive(Debug, Default)]
+pub(super) struct Uploads(Mutex<Vec<Weak<Progress>>>);
+
+impl Uploads {
+    /// Another one, until its body is dropped. They are as many as the connection has streams, at most.
+    pub(super) fn add(&self, first_byte: &FirstByte) {
+        let Some(progress) = &first_byte.upload else { return };
+        let mut all = self.lock();
+        all.retain(|upload| upload.strong_count() > 0);
+        all.push(Arc::downgrade(progress));
+    }
+
+    /// Whether one of them stands still.
+    pub(super) fn stand_still(&self) -> bool {
+        let all = self.lock();
+        let mut running = all.iter().filter_map(Weak::upgrade).peekable();
+        running.peek().is_some() && {
+            let now = Instant::now();
+            running.any(|upload| upload.stands_still(now))
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Progress>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct Upload(Arc<Progress>);

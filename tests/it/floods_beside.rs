@@ -201,7 +201,7 @@ async fn a_stuck_upload_stops_no_other_on_its_connection() {
     ));
     let client = h2(proxy.public(), 1 << 16).await;
     let mut held = JoinSet::new();
-    for path in ["/h1/hang", "/h2/hang"] {
+    for path in ["/h1/gate", "/h2/gate"] {
         let (mut body, payload) = channel();
         let mut uploader = client.clone();
         let upload = typed("POST", proxy.public(), path, payload);
@@ -211,10 +211,13 @@ async fn a_stuck_upload_stops_no_other_on_its_connection() {
     let is_stuck = |origin: &Origin| origin.in_flight() == 1;
     assert!(eventually(|| stuck.iter().all(is_stuck), SOON).await);
     sleep(Duration::from_millis(500)).await; // as much goes up as ever will
-    for size in [100_000, 1_000_000] {
+    // Also to the service that does not read the stuck one, over HTTP/2 too, where both would share one window.
+    for (path, size) in
+        [("/discard", 100_000), ("/discard", 1_000_000), ("/h1/discard", 100_000), ("/h2/discard", 1_000_000)]
+    {
         let (mut body, payload) = channel();
         let mut sibling = client.clone();
-        let upload = typed("POST", proxy.public(), "/discard", payload);
+        let upload = typed("POST", proxy.public(), path, payload);
         let answer = tokio::spawn(async move { sibling.send_request(upload).await });
         for _ in 0..size / 10_000 {
             timeout(SOON, body.send_data(vec![b'x'; 10_000].into())).await.expect("not slowed").expect("not cut");

@@ -11,7 +11,7 @@ use super::{Pool, Slot};
 use crate::body::{End, Watch};
 use crate::context::Request;
 use crate::tasks;
-use crate::upstream::first_byte::FirstByte;
+use crate::upstream::first_byte::{FirstByte, Uploads};
 
 /// An HTTP/1.1 connection, or the place of one h2 stream.
 ///
@@ -37,6 +37,13 @@ enum Kind {
 pub(in crate::upstream) struct Stream {
     pool: Arc<Pool>,
     connection: Arc<Http2>,
+}
+
+impl Stream {
+    /// What is sent beside it.
+    pub(in crate::upstream) fn uploads(&self) -> &Uploads {
+        &self.connection.uploads
+    }
 }
 
 impl Drop for Stream {

@@ -37,6 +37,7 @@ use crate::error::{ProxyError, Reason};
 use crate::tasks;
 pub(super) use lease::{Lease, Unanswered, UntilEnd, UpgradeGuard};
 use open::Opening;
+pub(super) use state::Wants;
 use state::{Bounds, State};
 
 /// Requests that may wait for a connection of one endpoint. Admission lets through fewer; this holds without it.
@@ -99,15 +100,15 @@ impl Pool {
 
     /// A connection to send one request on: an idle one, a stream's place on an open one, or else whatever comes free
     /// or gets opened first within the connect time. First come, first served.
-    pub(super) async fn checkout(self: &Arc<Self>, http1: bool) -> Result<Lease, ProxyError> {
+    pub(super) async fn checkout(self: &Arc<Self>, wants: Wants) -> Result<Lease, ProxyError> {
         let mut dead = Vec::new();
-        let ready = self.lock().take_unless_waited_for(http1, &self.bounds, &mut dead);
+        let ready = self.lock().take_unless_waited_for(wants, &self.bounds, &mut dead);
         drop(dead);
         if let Some(grant) = ready {
             return Ok(Lease::new(Arc::clone(self), grant));
         }
         let (deliver, delivery) = oneshot::channel();
-        let id = self.settle(|state| state.enqueue(http1, deliver, MOST_WAITERS));
+        let id = self.settle(|state| state.enqueue(wants, deliver, MOST_WAITERS));
         let id = id.ok_or_else(|| ProxyError::new(Reason::PoolExhausted, "too many requests wait for a connection"))?;
         let mut waiting = Waiting { pool: self, id, delivery };
         if let Ok(delivery) = timeout(self.connect, &mut waiting).await {

@@ -12,6 +12,7 @@ use super::{Pool, Slot};
 use crate::error::Reason;
 use crate::tasks;
 use crate::upstream::connect::{ConnectError, Version};
+use crate::upstream::first_byte::Uploads;
 use crate::upstream::handshake;
 
 /// A connection being opened, counted by the pool until it is there or has failed.
@@ -62,7 +63,7 @@ impl Opening {
                     let refused = io::Error::other("the peer allows no streams");
                     return Err(ConnectError::new(Reason::ConnectFailed, refused));
                 }
-                Ok(Opened::Http2(Arc::new(Http2 { sender, limit, _slot: slot })))
+                Ok(Opened::Http2(Arc::new(Http2 { sender, limit, uploads: Uploads::default(), _slot: slot })))
             }
         }
     }

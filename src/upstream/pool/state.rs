@@ -13,7 +13,7 @@ use super::{Delivery, PoolStats, Slot};
 use crate::body::Body;
 use crate::tasks::Task;
 use crate::upstream::connect::Version;
-use crate::upstream::first_byte::Clock;
+use crate::upstream::first_byte::{Clock, Uploads};
 use crate::upstream::handshake::{Cut, StreamLimit};
 
 pub(super) struct Bounds {
@@ -44,8 +44,18 @@ impl Http1 {
 pub(super) struct Http2 {
     pub(super) sender: http2::SendRequest<Body>,
     pub(super) limit: StreamLimit,
+    pub(super) uploads: Uploads,
     /// Held for its drop.
     pub(super) _slot: Arc<Slot>,
+}
+
+/// What a request needs of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::upstream) struct Wants {
+    /// It must speak HTTP/1.1.
+    pub(in crate::upstream) http1: bool,
+    /// There is a body to send, which needs room in the connection's window.
+    pub(in crate::upstream) window: bool,
 }
 
 /// What a request is given.
@@ -92,7 +102,7 @@ struct Multiplexed {
 
 struct Waiter {
     id: u64,
-    http1: bool,
+    wants: Wants,
     deliver: oneshot::Sender<Delivery>,
 }
 
@@ -130,16 +140,19 @@ impl State {
     /// The warm path: something free, and nobody in line before.
     pub(super) fn take_unless_waited_for(
         &mut self,
-        http1: bool,
+        wants: Wants,
         bounds: &Bounds,
         dead: &mut Vec<Dead>,
     ) -> Option<Grant> {
-        if self.waiters.is_empty() { self.take(http1, bounds, dead) } else { None }
+        if self.waiters.is_empty() { self.take(wants, bounds, dead) } else { None }
     }
 
-    fn take(&mut self, http1: bool, bounds: &Bounds, dead: &mut Vec<Dead>) -> Option<Grant> {
-        if !http1 {
-            let free = self.multiplexed.iter_mut().find(|entry| entry.streams < entry.most(bounds) && entry.is_open());
+    fn take(&mut self, wants: Wants, bounds: &Bounds, dead: &mut Vec<Dead>) -> Option<Grant> {
+        if !wants.http1 {
+            let fits = |entry: &&mut Multiplexed| {
+                entry.has_place(bounds) && !(wants.window && entry.connection.uploads.stand_still())
+            };
+            let free = self.multiplexed.iter_mut().find(fits);
             if let Some(entry) = free {
                 entry.streams += 1;
                 let used = std::mem::replace(&mut entry.used, true);
@@ -156,14 +169,14 @@ impl State {
     }
 
     /// Joins the line; none when it is full.
-    pub(super) fn enqueue(&mut self, http1: bool, deliver: oneshot::Sender<Delivery>, most: usize) -> Option<u64> {
+    pub(super) fn enqueue(&mut self, wants: Wants, deliver: oneshot::Sender<Delivery>, most: usize) -> Option<u64> {
         if self.waiters.len() >= most {
             return None;
         }
         let id = self.next_id;
         self.next_id += 1;
-        self.waiters_http1 += usize::from(http1);
-        self.waiters.push_back(Waiter { id, http1, deliver });
+        self.waiters_http1 += usize::from(wants.http1);
+        self.waiters.push_back(Waiter { id, wants, deliver });
         Some(id)
     }
 
@@ -175,11 +188,12 @@ impl State {
 
     fn remove(&mut self, index: usize) -> Option<oneshot::Sender<Delivery>> {
         let waiter = self.waiters.remove(index)?;
-        self.waiters_http1 -= usize::from(waiter.http1);
+        self.waiters_http1 -= usize::from(waiter.wants.http1);
         Some(waiter.deliver)
     }
 
-    /// Gives what is free to those who wait, in their order. One that needs HTTP/1.1 does not hold up the others.
+    /// Gives what is free to those who wait, in their order. One that needs HTTP/1.1, or the window of
+    /// a connection where an upload stands still, does not hold up the others.
     pub(super) fn serve(
         &mut self,
         bounds: &Bounds,
@@ -187,9 +201,9 @@ impl State {
         dead: &mut Vec<Dead>,
     ) {
         let mut index = 0;
-        while let Some(http1) = self.waiters.get(index).map(|waiter| waiter.http1) {
-            let Some(grant) = self.take(http1, bounds, dead) else {
-                if http1 {
+        while let Some(wants) = self.waiters.get(index).map(|waiter| waiter.wants) {
+            let Some(grant) = self.take(wants, bounds, dead) else {
+                if wants.http1 || wants.window && self.multiplexed.iter().any(|entry| entry.has_place(bounds)) {
                     index += 1;
                     continue;
                 }
@@ -269,7 +283,7 @@ impl State {
         let mut failed = Vec::with_capacity(count);
         let mut index = 0;
         while let Some(waiter) = self.waiters.get(index).filter(|_| count > 0) {
-            if waiter.http1 == http1 {
+            if waiter.wants.http1 == http1 {
                 failed.extend(self.remove(index));
                 count -= 1;
             } else {
@@ -341,6 +355,10 @@ impl State {
 impl Multiplexed {
     fn most(&self, bounds: &Bounds) -> usize {
         self.connection.limit.load(Relaxed).min(bounds.streams)
+    }
+
+    fn has_place(&self, bounds: &Bounds) -> bool {
+        self.streams < self.most(bounds) && self.is_open()
     }
 
     fn is_open(&self) -> bool {
