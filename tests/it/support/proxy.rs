@@ -317,7 +317,7 @@ fn complete(text: &str) -> (String, usize) {
         }
         Some(server) => {
             for key in ["listen", "listener"] {
-                count += server.get(key).and_then(|list| list.as_array()).map_or(0, Vec::len);
+                count += server.get(key).map_or(0, |list| list.as_array().map_or(1, Vec::len));
             }
         }
     }
