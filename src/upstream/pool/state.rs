@@ -149,11 +149,15 @@ impl State {
 
     fn take(&mut self, wants: Wants, bounds: &Bounds, dead: &mut Vec<Dead>) -> Option<Grant> {
         if !wants.http1 {
-            let fits = |entry: &&mut Multiplexed| {
-                entry.has_place(bounds) && !(wants.window && entry.connection.uploads.stand_still())
+            let free = match self.place(wants, bounds) {
+                // A shared window is better than none: at the cap no other connection can come.
+                None if wants.window && self.connections >= bounds.connections && self.opening == 0 => {
+                    self.place(Wants { window: false, ..wants }, bounds)
+                }
+                found => found,
             };
-            let free = self.multiplexed.iter_mut().find(fits);
-            if let Some(entry) = free {
+            if let Some(index) = free {
+                let entry = &mut self.multiplexed[index];
                 entry.streams += 1;
                 let used = std::mem::replace(&mut entry.used, true);
                 return Some(Grant::Http2 { connection: Arc::clone(&entry.connection), used });
@@ -166,6 +170,13 @@ impl State {
             dead.push(Dead::Http1 { _connection: connection });
         }
         None
+    }
+
+    /// A connection that has a place for another stream and, for one that wants to upload, a window.
+    fn place(&self, wants: Wants, bounds: &Bounds) -> Option<usize> {
+        let fits =
+            |entry: &Multiplexed| entry.has_place(bounds) && !(wants.window && entry.connection.uploads.stand_still());
+        self.multiplexed.iter().position(fits)
     }
 
     /// Joins the line; none when it is full.

@@ -2,8 +2,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
+use http_body::Frame;
 use http_body_util::channel::Channel;
+use http_body_util::{BodyExt as _, StreamBody};
 use tokio::time::Instant;
 
 use crate::body::Body;
@@ -227,6 +228,39 @@ async fn a_stream_is_counted_until_both_directions_have_ended() {
     let mut frames = frames.expect("a connection");
     while !frames.next(DATA).await.expect("the upload").ends_stream() {}
     until(|| client.stats().streams == 0).await;
+}
+
+#[tokio::test]
+async fn no_upload_begins_where_one_stands_still_unless_there_is_nowhere_else() {
+    let peer = Peer::new().await;
+    let mut settings = peer.settings(Scheme::H2c);
+    settings.pool.max_connections = std::num::NonZeroUsize::new(2).expect("not zero");
+    let client = client(&settings);
+    let upload = |client: &Arc<Client>| {
+        let client = Arc::clone(client);
+        let endless =
+            futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![0; 9000]))));
+        let body = Body::boxed(StreamBody::new(endless));
+        tasks::run(async move { drop(client.ask(post("/", body), None).await) })
+    };
+    let (mut uploads, mut open) = (Vec::new(), Vec::new());
+    // The second gets a connection of its own, the third shares one for want of another.
+    for (connections, streams) in [(1, 1), (2, 2), (2, 3)] {
+        uploads.push(upload(&client));
+        if open.len() < connections {
+            let mut frames = accept(&peer, 100).await;
+            frames.next(DATA).await.expect("some of the body");
+            open.push(frames);
+        }
+        until(|| client.stats().streams == streams).await;
+        assert_eq!((client.stats().connections, client.stats().waiting), (connections, 0));
+        // Nobody reads any further.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    // Without a body there is nothing to wait for.
+    let _get = start(&client, "/");
+    until(|| client.stats().streams == 4).await;
+    assert_eq!(client.stats().connections, 2);
 }
 
 #[tokio::test]
