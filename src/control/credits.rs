@@ -6,16 +6,11 @@
 //! Invariant: while somebody waits for a class, no endpoint has a free credit of that class. So nobody overtakes the
 //! queue, and a credit that comes back goes to the one who waited longest.
 
-use std::collections::VecDeque;
+use super::choice::Choice;
+use super::queue::{Queue, Waiter};
 
-/// The two kinds of credit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Class {
-    /// A request with one answer.
-    Unary,
-    /// An event stream, an upgrade or a gRPC stream: something that lasts.
-    Stream,
-}
+pub use super::ask::{Ask, Class};
+pub use super::queue::Ticket;
 
 /// A credit that is out: it must come back by [`Ledger::release`], once.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,10 +32,6 @@ impl Slot {
         self.class
     }
 }
-
-/// Names a place in the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket(u64);
 
 /// What [`Ledger::acquire`] says.
 #[derive(Debug, PartialEq, Eq)]
@@ -91,17 +82,16 @@ impl Account {
     }
 }
 
-/// Those who wait for a credit of one class.
+/// Those who wait for a credit of one class, and how its endpoints are chosen.
 #[derive(Debug)]
 struct Line<W> {
-    /// Where the round robin goes on.
-    next: usize,
-    queue: VecDeque<(Ticket, W)>,
+    choice: Choice,
+    queue: Queue<W>,
 }
 
 impl<W> Line<W> {
     fn new() -> Self {
-        Self { next: 0, queue: VecDeque::new() }
+        Self { choice: Choice::default(), queue: Queue::default() }
     }
 }
 
@@ -155,9 +145,11 @@ impl<W> Ledger<W> {
     /// [`Ledger::grant`] afterwards.
     pub fn set_apart(&mut self, apart: bool) {
         if self.apart && !apart {
-            let mut all: Vec<_> = self.unary.queue.drain(..).chain(self.streams.queue.drain(..)).collect();
-            all.sort_unstable_by_key(|(ticket, _)| *ticket);
-            self.unary.queue.extend(all);
+            let mut all = self.take_all();
+            all.sort_unstable_by_key(|waiter| waiter.ticket);
+            for waiter in all {
+                self.unary.queue.push(waiter);
+            }
         }
         self.apart = apart;
     }
@@ -168,27 +160,30 @@ impl<W> Ledger<W> {
     }
 
     /// Asks for a credit of any endpoint. `waiter` is made only when there is none.
-    pub fn acquire(&mut self, class: Class, waiter: impl FnOnce() -> W) -> Answer<W> {
-        let class = self.effective(class);
-        if let Some(endpoint) = self.take(class) {
-            return Answer::Granted(Slot { endpoint, class });
+    pub fn acquire(&mut self, ask: &Ask, waiter: impl FnOnce() -> W) -> Answer<W> {
+        let ask = Ask { class: self.effective(ask.class), ..*ask };
+        if let Some(endpoint) = self.take(&ask) {
+            return Answer::Granted(Slot { endpoint, class: ask.class });
         }
         if self.waiting() >= self.max_waiting {
             return Answer::Full(waiter());
         }
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
-        self.line(class).queue.push_back((ticket, waiter()));
+        self.line(ask.class).queue.push(Waiter { ticket, ask, wake: waiter() });
         Answer::Queued(ticket)
     }
 
-    /// Takes a credit from the next endpoint in turn that has one.
-    fn take(&mut self, class: Class) -> Option<usize> {
-        let (count, next, apart) = (self.accounts.len(), self.line(class).next, self.apart);
-        let has_room = |at: &usize| self.accounts.get(*at).is_some_and(|account| account.has_room(class, apart));
-        let endpoint = (next..count).chain(0..next).find(has_room)?;
-        self.accounts.get_mut(endpoint)?.purse(class).used += 1;
-        self.line(class).next = if endpoint + 1 == count { 0 } else { endpoint + 1 };
+    /// Takes a credit of an endpoint that has one.
+    fn take(&mut self, ask: &Ask) -> Option<usize> {
+        let Self { accounts, unary, streams, apart, .. } = self;
+        let line = match ask.class {
+            Class::Unary => unary,
+            Class::Stream => streams,
+        };
+        let has_room = |at: usize| accounts.get(at).is_some_and(|account| account.has_room(ask.class, *apart));
+        let endpoint = line.choice.choose(accounts.len(), has_room)?;
+        accounts.get_mut(endpoint)?.purse(ask.class).used += 1;
         Some(endpoint)
     }
 
@@ -200,16 +195,16 @@ impl<W> Ledger<W> {
         }
     }
 
-    /// Gives a free credit to the one who waited longest, if there are both. Ask until it says none.
+    /// Gives a free credit to who is next, if there are both. Ask until it says none.
     pub fn grant(&mut self) -> Option<(W, Slot)> {
         for class in [Class::Unary, Class::Stream] {
-            if self.line(class).queue.is_empty() {
-                continue;
-            }
-            if let Some(endpoint) = self.take(class)
-                && let Some((_, waiter)) = self.line(class).queue.pop_front()
+            let Some(Waiter { ask, .. }) = self.line(class).queue.next() else { continue };
+            // Who began to wait before the classes were put together may have asked for another.
+            let ask = Ask { class, ..*ask };
+            if let Some(endpoint) = self.take(&ask)
+                && let Some(Waiter { wake, .. }) = self.line(class).queue.pop()
             {
-                return Some((waiter, Slot { endpoint, class }));
+                return Some((wake, Slot { endpoint, class }));
             }
         }
         None
@@ -217,15 +212,18 @@ impl<W> Ledger<W> {
 
     /// Leaves the queue. False when the ticket has been served or has left before.
     pub fn leave(&mut self, ticket: Ticket) -> bool {
-        [&mut self.unary, &mut self.streams].into_iter().any(|line| {
-            let place = line.queue.binary_search_by_key(&ticket, |(waiting, _)| *waiting);
-            place.is_ok_and(|at| line.queue.remove(at).is_some())
-        })
+        [&mut self.unary, &mut self.streams].into_iter().any(|line| line.queue.remove(ticket).is_some())
     }
 
     /// Empties the queue: there is nothing left to wait for.
     pub fn dismiss(&mut self) -> Vec<W> {
-        self.unary.queue.drain(..).chain(self.streams.queue.drain(..)).map(|(_, waiter)| waiter).collect()
+        self.take_all().into_iter().map(|waiter| waiter.wake).collect()
+    }
+
+    fn take_all(&mut self) -> Vec<Waiter<W>> {
+        let mut all = self.unary.queue.take_all();
+        all.append(&mut self.streams.queue.take_all());
+        all
     }
 
     /// Exchanges a unary credit for a stream credit of the same endpoint: the request has turned out to last. When
@@ -301,6 +299,11 @@ impl<W> Ledger<W> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tokio::time::Instant;
+
+    fn ask(class: Class) -> Ask {
+        Ask::new(class, Instant::now())
+    }
 
     fn granted(answer: Answer<u32>) -> Slot {
         match answer {
@@ -319,20 +322,20 @@ mod tests {
     #[test]
     fn endpoints_take_turns_and_full_ones_are_passed_over() {
         let mut ledger = Ledger::new(3, 2, None, 0);
-        let order: Vec<_> = (0..4).map(|n| granted(ledger.acquire(Class::Unary, || n)).endpoint()).collect();
+        let order: Vec<_> = (0..4).map(|n| granted(ledger.acquire(&ask(Class::Unary), || n)).endpoint()).collect();
         assert_eq!(order, [0, 1, 2, 0]);
         ledger.set_limit(1, Class::Unary, 1);
-        assert_eq!(granted(ledger.acquire(Class::Unary, || 9)).endpoint(), 2);
-        assert_eq!(ledger.acquire(Class::Unary, || 10), Answer::Full(10));
+        assert_eq!(granted(ledger.acquire(&ask(Class::Unary), || 9)).endpoint(), 2);
+        assert_eq!(ledger.acquire(&ask(Class::Unary), || 10), Answer::Full(10));
     }
 
     #[test]
     fn a_returned_credit_goes_to_the_longest_wait() {
         let mut ledger = Ledger::new(1, 1, None, 2);
-        let slot = granted(ledger.acquire(Class::Unary, || 0));
-        queued(ledger.acquire(Class::Unary, || 1));
-        queued(ledger.acquire(Class::Unary, || 2));
-        assert_eq!(ledger.acquire(Class::Unary, || 3), Answer::Full(3));
+        let slot = granted(ledger.acquire(&ask(Class::Unary), || 0));
+        queued(ledger.acquire(&ask(Class::Unary), || 1));
+        queued(ledger.acquire(&ask(Class::Unary), || 2));
+        assert_eq!(ledger.acquire(&ask(Class::Unary), || 3), Answer::Full(3));
         assert!(ledger.grant().is_none());
         ledger.release(&slot);
         let (waiter, slot) = ledger.grant().expect("a credit is free");
@@ -345,9 +348,9 @@ mod tests {
     #[test]
     fn one_who_left_is_not_served() {
         let mut ledger = Ledger::new(1, 1, None, 9);
-        let slot = granted(ledger.acquire(Class::Unary, || 0));
-        let first = queued(ledger.acquire(Class::Unary, || 1));
-        queued(ledger.acquire(Class::Unary, || 2));
+        let slot = granted(ledger.acquire(&ask(Class::Unary), || 0));
+        let first = queued(ledger.acquire(&ask(Class::Unary), || 1));
+        queued(ledger.acquire(&ask(Class::Unary), || 2));
         assert!(ledger.leave(first));
         assert!(!ledger.leave(first));
         ledger.release(&slot);
@@ -357,9 +360,9 @@ mod tests {
     #[test]
     fn a_stream_waits_for_streams_and_does_not_block_others() {
         let mut ledger = Ledger::new(1, 1, Some(1), 9);
-        let stream = granted(ledger.acquire(Class::Stream, || 0));
-        queued(ledger.acquire(Class::Stream, || 1));
-        let unary = granted(ledger.acquire(Class::Unary, || 2));
+        let stream = granted(ledger.acquire(&ask(Class::Stream), || 0));
+        queued(ledger.acquire(&ask(Class::Stream), || 1));
+        let unary = granted(ledger.acquire(&ask(Class::Unary), || 2));
         ledger.release(&unary);
         assert!(ledger.grant().is_none());
         ledger.release(&stream);
@@ -369,20 +372,21 @@ mod tests {
     #[test]
     fn a_request_that_turns_out_to_last_frees_its_unary_credit() {
         let mut ledger = Ledger::new(1, 1, Some(1), 9);
-        let mut first = granted(ledger.acquire(Class::Unary, || 0));
+        let mut first = granted(ledger.acquire(&ask(Class::Unary), || 0));
         ledger.exchange(&mut first);
         assert_eq!(first.class(), Class::Stream);
-        let mut second = granted(ledger.acquire(Class::Unary, || 1));
+        let mut second = granted(ledger.acquire(&ask(Class::Unary), || 1));
         ledger.exchange(&mut second);
         assert_eq!(second.class(), Class::Unary, "no stream credit was free, so the unary one stays out");
-        queued(ledger.acquire(Class::Unary, || 2));
+        queued(ledger.acquire(&ask(Class::Unary), || 2));
     }
 
     #[test]
     fn a_lowered_limit_holds_as_credits_come_back() {
         let mut ledger = Ledger::new(1, 2, None, 9);
-        let slots = [granted(ledger.acquire(Class::Unary, || 0)), granted(ledger.acquire(Class::Unary, || 1))];
-        queued(ledger.acquire(Class::Unary, || 2));
+        let slots =
+            [granted(ledger.acquire(&ask(Class::Unary), || 0)), granted(ledger.acquire(&ask(Class::Unary), || 1))];
+        queued(ledger.acquire(&ask(Class::Unary), || 2));
         ledger.set_limit(0, Class::Unary, 1);
         ledger.release(&slots[0]);
         assert!(ledger.grant().is_none());
@@ -393,24 +397,25 @@ mod tests {
     #[test]
     fn streams_that_lose_their_own_credits_count_among_the_others() {
         let mut ledger = Ledger::new(1, 2, Some(1), 9);
-        let stream = granted(ledger.acquire(Class::Stream, || 0));
-        let _unary = granted(ledger.acquire(Class::Unary, || 1));
-        queued(ledger.acquire(Class::Stream, || 2));
+        let stream = granted(ledger.acquire(&ask(Class::Stream), || 0));
+        let _unary = granted(ledger.acquire(&ask(Class::Unary), || 1));
+        queued(ledger.acquire(&ask(Class::Stream), || 2));
         ledger.set_apart(false);
         assert!(ledger.grant().is_none(), "two are out, and two is the limit");
-        queued(ledger.acquire(Class::Unary, || 3));
+        queued(ledger.acquire(&ask(Class::Unary), || 3));
         ledger.release(&stream);
         assert_eq!(ledger.grant().expect("a credit is free").0, 2, "who waited for a stream keeps the place");
         ledger.set_apart(true);
         assert!(ledger.grant().is_none());
-        assert_eq!(granted(ledger.acquire(Class::Stream, || 4)).class(), Class::Stream);
+        assert_eq!(granted(ledger.acquire(&ask(Class::Stream), || 4)).class(), Class::Stream);
     }
 
     #[test]
     fn an_endpoint_that_goes_is_owed_its_credits_and_then_forgotten() {
         let mut ledger = Ledger::new(2, 1, None, 9);
-        let slots = [granted(ledger.acquire(Class::Unary, || 0)), granted(ledger.acquire(Class::Unary, || 1))];
-        queued(ledger.acquire(Class::Unary, || 2));
+        let slots =
+            [granted(ledger.acquire(&ask(Class::Unary), || 0)), granted(ledger.acquire(&ask(Class::Unary), || 1))];
+        queued(ledger.acquire(&ask(Class::Unary), || 2));
         ledger.close(0);
         ledger.release(&slots[0]);
         assert!(ledger.grant().is_none(), "the endpoint has gone");
@@ -421,7 +426,7 @@ mod tests {
         ledger.set_limit(2, Class::Unary, 1);
         assert_eq!(ledger.grant().expect("a credit is free").1.endpoint(), 2);
         assert_eq!((ledger.used_by(0), ledger.used_by(1), ledger.used_by(2)), (0, 1, 1));
-        queued(ledger.acquire(Class::Unary, || 3));
+        queued(ledger.acquire(&ask(Class::Unary), || 3));
         assert_eq!((ledger.dismiss(), ledger.waiting()), (vec![3], 0));
     }
 
@@ -458,7 +463,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Acquire(stream) => {
-                        match ledger.acquire(if stream { Class::Stream } else { Class::Unary }, || ()) {
+                        match ledger.acquire(&ask(if stream { Class::Stream } else { Class::Unary }), || ()) {
                             Answer::Granted(slot) => slots.push(slot),
                             Answer::Queued(ticket) => tickets.push(ticket),
                             Answer::Full(()) => {}

@@ -3,20 +3,26 @@
 //!
 //! | file | decides |
 //! |---|---|
+//! | [`ask`] | nothing: it is what a request wants of admission |
 //! | [`cancel_budget`] | how much begun work a client may throw away |
 //! | [`frame_budget`] | how many frames a client may send that carry nothing |
 //! | [`credits`] | who gets a credit of which endpoint now, who waits, who is refused |
+//! | [`choice`] | which endpoint that has a free credit gets the next request |
+//! | [`queue`] | who waits, and who is next |
 //! | [`gcra`] | whether a rate-limited key has room, and when it will |
 //! | [`key_store`] | which of many rate-limited keys are remembered in bounded memory |
 //! | [`limit`] | how many credits an endpoint should have: fixed, or found by measuring |
 //! | [`windows`] | the same for all endpoints of an upstream, and who else has a say |
 //! | [`drain_rate`] | when a refused client should come back |
 
+pub mod ask;
 pub mod cancel_budget;
+pub mod choice;
 pub mod credits;
 pub mod drain_rate;
 pub mod frame_budget;
 pub mod gcra;
 pub mod key_store;
 pub mod limit;
+pub mod queue;
 pub mod windows;

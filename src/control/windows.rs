@@ -1,7 +1,8 @@
 //! The windows of all endpoints of an upstream, and what they mean for its ledger.
 //!
-//! An endpoint has as many unary credits as its window says, and none while it drains. Every call that may change a
-//! window puts its limit into the ledger: ask [`Ledger::grant`] afterwards.
+//! An endpoint has as many unary credits as its window says, and as many stream credits as are set, but no more of
+//! either than any cap allows: whatever protects it beside the window sets a cap ([`Windows::cap`]). Every call that may
+//! change a limit puts it into the ledger: ask [`Ledger::grant`] afterwards.
 //!
 //! A window is for requests that the service works on. An answer that has begun and does not end waits for its client,
 //! or is a long one: when somebody wants its credit and a whole uncrowded latency has passed since its head, it moves
@@ -76,31 +77,55 @@ pub struct Windows {
 #[derive(Debug)]
 struct Entry {
     window: Window,
-    is_closed: bool,
+    /// Stream credits without caps.
+    streams: usize,
+    /// At most one by each who may set one.
+    caps: Vec<(SetBy, usize)>,
     /// What the ledger was told last.
-    told: usize,
+    told: Option<Limits>,
+}
+
+/// Credits of both classes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Limits {
+    unary: usize,
+    streams: usize,
 }
 
 impl Entry {
-    fn limit(&self) -> usize {
-        if self.is_closed { 0 } else { self.window.limit() }
+    /// The lowest cap, and who set it; the first of equals.
+    fn cap(&self) -> Option<(SetBy, usize)> {
+        self.caps.iter().copied().min_by_key(|(_, cap)| *cap)
+    }
+
+    fn limits(&self) -> Limits {
+        let cap = self.cap().map_or(usize::MAX, |(_, cap)| cap);
+        Limits { unary: self.window.limit().min(cap), streams: self.streams.min(cap) }
     }
 }
 
 impl Windows {
-    /// Gives an account a window, or its window other settings.
-    pub fn set<W>(&mut self, ledger: &mut Ledger<W>, account: usize, settings: Settings, now: Instant, unix: Duration) {
+    /// Gives an account a window, or its window other settings, and so many stream credits.
+    pub fn set<W>(
+        &mut self,
+        ledger: &mut Ledger<W>,
+        account: usize,
+        (settings, streams): (Settings, usize),
+        now: Instant,
+        unix: Duration,
+    ) {
         if self.all.len() <= account {
             self.all.resize_with(account + 1, || None);
         }
         let Some(place) = self.all.get_mut(account) else { return };
-        match place {
-            Some(entry) => entry.window.apply(settings, now, unix),
-            None => {
-                *place = Some(Entry { window: Window::new(settings, now, unix), is_closed: false, told: 0 });
-            }
+        if let Some(entry) = place {
+            entry.window.apply(settings, now, unix);
+            entry.streams = streams;
+        } else {
+            let window = Window::new(settings, now, unix);
+            *place = Some(Entry { window, streams, caps: Vec::new(), told: None });
         }
-        self.tell(ledger, account, true);
+        self.tell(ledger, account);
     }
 
     /// Forgets the window of an account that is no more.
@@ -110,12 +135,13 @@ impl Windows {
         }
     }
 
-    /// Takes all unary credits from an account, or gives it back to its window.
-    pub fn close<W>(&mut self, ledger: &mut Ledger<W>, account: usize, is_closed: bool) {
+    /// Allows an account no more than so many credits of each class, or lifts what the same one has set before.
+    pub fn cap<W>(&mut self, ledger: &mut Ledger<W>, account: usize, by: SetBy, cap: Option<usize>) {
         if let Some(entry) = self.get(account) {
-            entry.is_closed = is_closed;
+            entry.caps.retain(|(known, _)| *known != by);
+            entry.caps.extend(cap.map(|cap| (by, cap)));
         }
-        self.tell(ledger, account, true);
+        self.tell(ledger, account);
     }
 
     /// A credit was given out. None when there is nothing to learn from it.
@@ -189,7 +215,7 @@ impl Windows {
     pub fn on_change<W>(&mut self, ledger: &mut Ledger<W>, account: usize, now: Instant) {
         if let Some(window) = self.window(account) {
             window.on_change(now, in_flight(ledger, account), ledger.waiting());
-            self.tell(ledger, account, false);
+            self.tell(ledger, account);
         }
     }
 
@@ -209,14 +235,15 @@ impl Windows {
     pub fn in_force(&self, account: usize) -> Option<(usize, SetBy)> {
         let entry = self.all.get(account)?.as_ref()?;
         let view = entry.window.view();
-        let set_by = match entry {
-            Entry { is_closed: true, .. } => SetBy::Drain,
-            entry if !entry.window.is_adaptive() => SetBy::Fixed,
+        let credits = entry.limits().unary;
+        let set_by = match entry.cap() {
+            Some((by, cap)) if cap <= credits => by,
+            _ if !entry.window.is_adaptive() => SetBy::Fixed,
             _ if view.ghosts > 0 => SetBy::Abandoned,
             _ if view.is_measuring => SetBy::Measuring,
             _ => SetBy::Window,
         };
-        Some((entry.limit(), set_by))
+        Some((credits, set_by))
     }
 
     /// What the window of an account has found.
@@ -234,13 +261,13 @@ impl Windows {
         self.all.get_mut(account)?.as_mut()
     }
 
-    fn tell<W>(&mut self, ledger: &mut Ledger<W>, account: usize, always: bool) {
+    fn tell<W>(&mut self, ledger: &mut Ledger<W>, account: usize) {
         let Some(entry) = self.get(account) else { return };
-        let limit = entry.limit();
-        if always || limit != entry.told {
-            entry.told = limit;
+        let limits = entry.limits();
+        if entry.told.replace(limits) != Some(limits) {
             self.is_changed = true;
-            ledger.set_limit(account, Class::Unary, limit);
+            ledger.set_limit(account, Class::Unary, limits.unary);
+            ledger.set_limit(account, Class::Stream, limits.streams);
         }
     }
 }
@@ -248,20 +275,20 @@ impl Windows {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::credits::Answer;
+    use crate::control::credits::{Answer, Ask};
     use crate::control::limit::Bounds;
 
     const UNIX: Duration = Duration::from_secs(1_700_000_000);
 
     fn four() -> (Ledger<()>, Windows, Instant) {
-        let (mut ledger, mut windows, now) = (Ledger::new(1, 0, Some(3), 9), Windows::default(), Instant::now());
+        let (mut ledger, mut windows, now) = (Ledger::new(1, 0, Some(0), 9), Windows::default(), Instant::now());
         let bounds = Bounds { min: 2, max: 4, initial: 4 };
-        windows.set(&mut ledger, 0, Settings::Adaptive(bounds), now, UNIX);
+        windows.set(&mut ledger, 0, (Settings::Adaptive(bounds), 3), now, UNIX);
         (ledger, windows, now)
     }
 
     fn slot(ledger: &mut Ledger<()>) -> Slot {
-        match ledger.acquire(Class::Unary, || ()) {
+        match ledger.acquire(&Ask::new(Class::Unary, Instant::now()), || ()) {
             Answer::Granted(slot) => slot,
             other => panic!("expected a credit, got {other:?}"),
         }
@@ -272,10 +299,12 @@ mod tests {
         let (mut ledger, mut windows, now) = four();
         assert_eq!(windows.in_force(0), Some((4, SetBy::Window)));
         assert!(windows.take_changed() && !windows.take_changed());
-        windows.close(&mut ledger, 0, true);
+        windows.cap(&mut ledger, 0, SetBy::Drain, Some(0));
         assert_eq!((windows.in_force(0), ledger.credits_of(0, Class::Unary)), (Some((0, SetBy::Drain)), Some((0, 0))));
-        windows.close(&mut ledger, 0, false);
-        windows.set(&mut ledger, 0, Settings::Fixed(9), now, UNIX);
+        assert_eq!(ledger.credits_of(0, Class::Stream), Some((0, 0)));
+        windows.cap(&mut ledger, 0, SetBy::Drain, None);
+        assert_eq!(ledger.credits_of(0, Class::Stream), Some((0, 3)));
+        windows.set(&mut ledger, 0, (Settings::Fixed(9), 3), now, UNIX);
         assert_eq!((windows.in_force(0), ledger.credits_of(0, Class::Unary)), (Some((9, SetBy::Fixed)), Some((0, 9))));
         assert!(windows.on_start(&mut ledger, &slot(&mut Ledger::new(1, 1, None, 0)), now).is_none());
     }
@@ -290,7 +319,7 @@ mod tests {
             windows.on_end(&mut ledger, 0, start, Outcome::Left(Duration::from_millis(5)), now);
         }
         assert_eq!(windows.in_force(0), Some((0, SetBy::Abandoned)));
-        assert!(matches!(ledger.acquire(Class::Unary, || ()), Answer::Queued(_)));
+        assert!(matches!(ledger.acquire(&Ask::new(Class::Unary, Instant::now()), || ()), Answer::Queued(_)));
         assert_eq!(windows.relieve(&mut ledger, now), Some(0));
         let ((), slot) = ledger.grant().expect("one goes ahead");
         let start = windows.on_start(&mut ledger, &slot, now + Duration::from_secs(1)).expect("it is adaptive");

@@ -13,7 +13,7 @@ use super::Settings;
 use super::books::Books;
 use super::credit::Credit;
 use super::endpoint::Endpoint;
-use crate::control::credits::{Answer, Class, Ticket};
+use crate::control::credits::{Answer, Ask, Class, Ticket};
 use crate::entropy;
 use crate::error::{ProxyError, Reason};
 use crate::metrics::{Gauge, Histogram, Registry};
@@ -170,26 +170,26 @@ impl Admission {
     /// Refuses with `queue_full` at once, or with `queue_timeout` after the queue's time, both with the time after
     /// which the client should come back; and with `no_endpoint` when all endpoints are draining. Dropping the future
     /// frees the place in the queue at once.
-    pub async fn admit(&self, class: Class, now: Instant) -> Result<Credit, ProxyError> {
+    pub async fn admit(&self, ask: Ask) -> Result<Credit, ProxyError> {
         let mut is_relieved = false;
         let (ticket, granted, max_wait) = {
             let mut granted = None;
             let mut books = self.0.books();
-            let mut answer = books.ledger.acquire(class, || {
+            let mut answer = books.ledger.acquire(&ask, || {
                 let (waiter, receiver) = oneshot::channel();
                 granted = Some(receiver);
                 waiter
             });
             if !matches!(answer, Answer::Granted(_)) {
-                is_relieved = self.0.relieve(&mut books, now);
+                is_relieved = self.0.relieve(&mut books, ask.at);
                 if let Answer::Full(waiter) = answer {
-                    answer = books.ledger.acquire(class, || waiter);
+                    answer = books.ledger.acquire(&ask, || waiter);
                 }
             }
             match (answer, granted) {
                 (Answer::Granted(slot), _) => match books.endpoint(slot.endpoint()).cloned() {
                     Some(endpoint) => {
-                        let start = books.start(&slot, now);
+                        let start = books.start(&slot, ask.at);
                         drop(books);
                         return Ok(Credit::new(&self.0, slot, endpoint, start));
                     }
@@ -303,6 +303,10 @@ mod tests {
         endpoints.map(|endpoint| Endpoint::new(settings, endpoint).expect("usable settings")).collect()
     }
 
+    fn ask() -> Ask {
+        Ask::new(Class::Unary, Instant::now())
+    }
+
     fn used(admission: &Admission) -> usize {
         admission.0.books().ledger.used(Class::Unary)
     }
@@ -314,10 +318,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_queue_bounds_count_and_time() {
         let admission = admission(1, 1);
-        let credit = admission.admit(Class::Unary, Instant::now()).await.expect("a free credit");
+        let credit = admission.admit(ask()).await.expect("a free credit");
         let began = Instant::now();
-        let (waited, refused) =
-            tokio::join!(admission.admit(Class::Unary, Instant::now()), admission.admit(Class::Unary, Instant::now()));
+        let (waited, refused) = tokio::join!(admission.admit(ask()), admission.admit(ask()));
         assert_eq!(refused.expect_err("the queue is full").reason, Reason::QueueFull);
         let waited = waited.expect_err("nobody gave a credit back");
         assert_eq!((waited.reason, began.elapsed()), (Reason::QueueTimeout, Duration::from_millis(500)));
@@ -329,8 +332,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_returned_credit_wakes_the_waiter() {
         let admission = admission(1, 1);
-        let credit = admission.admit(Class::Unary, Instant::now()).await.expect("a free credit");
-        let (next, ()) = tokio::join!(admission.admit(Class::Unary, Instant::now()), async {
+        let credit = admission.admit(ask()).await.expect("a free credit");
+        let (next, ()) = tokio::join!(admission.admit(ask()), async {
             tokio::time::sleep(Duration::from_millis(100)).await;
             drop(credit);
         });
@@ -341,8 +344,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_who_leaves_frees_the_place_at_once() {
         let admission = admission(1, 1);
-        let credit = admission.admit(Class::Unary, Instant::now()).await.expect("a free credit");
-        let left = timeout(Duration::from_millis(10), admission.admit(Class::Unary, Instant::now())).await;
+        let credit = admission.admit(ask()).await.expect("a free credit");
+        let left = timeout(Duration::from_millis(10), admission.admit(ask())).await;
         assert!(left.is_err());
         assert_eq!(waiting(&admission), 0);
         drop(credit);
@@ -355,9 +358,9 @@ mod tests {
         let mut settings = Settings { queue: Queue { max: 2, ..Queue::default() }, ..Settings::for_tests() };
         settings.limit = Limit::fixed(2);
         let same = admission.endpoints().into_iter().map(|state| state.endpoint).collect();
-        let first = admission.admit(Class::Unary, Instant::now()).await.expect("a free credit");
-        let mut second = Box::pin(admission.admit(Class::Unary, Instant::now()));
-        let mut third = Box::pin(admission.admit(Class::Unary, Instant::now()));
+        let first = admission.admit(ask()).await.expect("a free credit");
+        let mut second = Box::pin(admission.admit(ask()));
+        let mut third = Box::pin(admission.admit(ask()));
         std::future::poll_fn(|cx| {
             assert!(second.as_mut().poll(cx).is_pending() && third.as_mut().poll(cx).is_pending());
             std::task::Poll::Ready(())
@@ -383,28 +386,23 @@ mod tests {
     async fn without_an_endpoint_nobody_waits() {
         let admission = admission(1, 2);
         let endpoint = admission.endpoints().remove(0).endpoint;
-        let credit = admission.admit(Class::Unary, Instant::now()).await.expect("a free credit");
-        let (waited, drained) = tokio::join!(admission.admit(Class::Unary, Instant::now()), async {
-            admission.set_draining(&endpoint, true)
-        });
+        let credit = admission.admit(ask()).await.expect("a free credit");
+        let (waited, drained) = tokio::join!(admission.admit(ask()), async { admission.set_draining(&endpoint, true) });
         assert!(drained);
         assert_eq!(waited.expect_err("sent home").reason, Reason::NoEndpoint);
-        assert_eq!(
-            admission.admit(Class::Unary, Instant::now()).await.expect_err("refused").reason,
-            Reason::NoEndpoint
-        );
+        assert_eq!(admission.admit(ask()).await.expect_err("refused").reason, Reason::NoEndpoint);
         assert_eq!(admission.endpoints()[0].in_flight, 1, "what is under way goes on");
         drop(credit);
         assert!(admission.set_draining(&endpoint, false));
-        drop(admission.admit(Class::Unary, Instant::now()).await.expect("it is back"));
+        drop(admission.admit(ask()).await.expect("it is back"));
     }
 
     #[tokio::test]
     async fn a_credit_given_to_one_who_has_just_left_is_not_lost() {
         let admission = admission(1, 2);
-        let credit = admission.admit(Class::Unary, Instant::now()).await.expect("a free credit");
-        let mut leaver = Box::pin(admission.admit(Class::Unary, Instant::now()));
-        let mut stayer = Box::pin(admission.admit(Class::Unary, Instant::now()));
+        let credit = admission.admit(ask()).await.expect("a free credit");
+        let mut leaver = Box::pin(admission.admit(ask()));
+        let mut stayer = Box::pin(admission.admit(ask()));
         std::future::poll_fn(|cx| {
             assert!(leaver.as_mut().poll(cx).is_pending() && stayer.as_mut().poll(cx).is_pending());
             std::task::Poll::Ready(())

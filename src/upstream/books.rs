@@ -144,17 +144,13 @@ impl<W> Books<W> {
     fn set_limits(&mut self) {
         let (now, unix) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
         let streams = self.limit.streams.map_or(0, std::num::NonZeroUsize::get);
-        let mut sum = 0_usize;
         for (account, member) in self.members.iter().enumerate() {
             let Some(member) = member else { continue };
-            self.windows.set(&mut self.ledger, account, self.limit.in_flight, now, unix);
-            self.windows.close(&mut self.ledger, account, member.is_draining);
-            let stream = if member.is_draining { 0 } else { streams };
-            self.ledger.set_limit(account, Class::Stream, stream);
+            self.windows.set(&mut self.ledger, account, (self.limit.in_flight, streams), now, unix);
+            let drain = member.is_draining.then_some(0);
+            self.windows.cap(&mut self.ledger, account, SetBy::Drain, drain);
             member.metrics.draining.set(i64::from(member.is_draining));
-            sum = sum.saturating_add(stream);
         }
-        self.metrics.streams.set(gauge(sum));
         self.show_limits();
     }
 
@@ -195,7 +191,7 @@ impl<W> Books<W> {
     }
 
     fn show_limits(&self) {
-        let mut sum = 0_usize;
+        let (mut sum, mut streams) = (0_usize, 0_usize);
         for (account, member) in self.members.iter().enumerate() {
             let (Some(member), Some((credits, set_by))) = (member, self.windows.in_force(account)) else { continue };
             member.metrics.credits.set(gauge(credits));
@@ -203,8 +199,11 @@ impl<W> Books<W> {
                 shown.set(i64::from(by == set_by));
             }
             sum = sum.saturating_add(credits);
+            streams =
+                streams.saturating_add(self.ledger.credits_of(account, Class::Stream).map_or(0, |(_, limit)| limit));
         }
         self.metrics.unary.set(gauge(sum));
+        self.metrics.streams.set(gauge(streams));
     }
 
     /// Begins or ends the drain of an endpoint; false when there is no such endpoint. Ask the ledger to grant

@@ -163,7 +163,7 @@ impl Watch for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::credits::Class;
+    use crate::control::credits::{Ask, Class};
     use crate::control::windows::SetBy;
     use crate::metrics::Registry;
     use crate::upstream::{Admission, Settings};
@@ -175,7 +175,7 @@ mod tests {
     }
 
     async fn credit(admission: &Admission) -> Credit {
-        admission.admit(Class::Unary, Instant::now()).await.expect("a free credit")
+        admission.admit(Ask::new(Class::Unary, Instant::now())).await.expect("a free credit")
     }
 
     fn answered(credit: Credit) -> Credit {

@@ -16,7 +16,7 @@ use super::{Admission, ClientError, Settings, Timeouts};
 use crate::body::kind::{self, Kind};
 use crate::body::{Clocks, Pulse};
 use crate::context::{Request, RequestContext, Response};
-use crate::control::credits::Class;
+use crate::control::credits::{Ask, Class};
 use crate::error::ProxyError;
 use crate::metrics::Registry;
 
@@ -156,7 +156,7 @@ where
                 context.notes().set_kind(asked);
             }
             let asked_at = Instant::now();
-            let admitted = upstream.admission.admit(class, asked_at).await;
+            let admitted = upstream.admission.admit(Ask::new(class, asked_at)).await;
             if let Some(context) = &context {
                 context.notes().queued.set(asked_at.elapsed());
             }

@@ -156,8 +156,7 @@ impl State {
                 }
                 found => found,
             };
-            if let Some(index) = free {
-                let entry = &mut self.multiplexed[index];
+            if let Some(entry) = free.and_then(|at| self.multiplexed.get_mut(at)) {
                 entry.streams += 1;
                 let used = std::mem::replace(&mut entry.used, true);
                 return Some(Grant::Http2 { connection: Arc::clone(&entry.connection), used });

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use headworks::control::credits::{Answer, Class, Ledger, Slot, Ticket};
+use headworks::control::credits::{Answer, Ask, Class, Ledger, Slot, Ticket};
 use headworks::control::limit::{Outcome, Start};
 use headworks::control::windows::{Begun, Windows};
 use tokio::time::Instant;
@@ -107,7 +107,7 @@ impl World {
             let mut ledger = Ledger::new(1, 0, Some(1024), script.proxy.queue);
             let mut windows = Windows::default();
             let unix = Duration::from_millis(1_700_000_000_137);
-            windows.set(&mut ledger, 0, script.proxy.limit, began, unix);
+            windows.set(&mut ledger, 0, (script.proxy.limit, 1024), began, unix);
             Proxy { ledger, windows }
         };
         Self {
@@ -198,14 +198,15 @@ impl World {
         self.tries[user] += 1;
         let proxy = (self.luck.unit() * self.proxies.len() as f64) as usize;
         let id = self.requests.len();
+        let ask = Ask::new(Class::Unary, self.began + span(self.now));
         let answer = {
             let proxy = &mut self.proxies[proxy];
-            let answer = proxy.ledger.acquire(Class::Unary, || id);
+            let answer = proxy.ledger.acquire(&ask, || id);
             if !matches!(answer, Answer::Granted(_)) {
-                proxy.windows.relieve(&mut proxy.ledger, self.began + span(self.now));
+                proxy.windows.relieve(&mut proxy.ledger, ask.at);
             }
             match answer {
-                Answer::Full(id) => proxy.ledger.acquire(Class::Unary, || id),
+                Answer::Full(id) => proxy.ledger.acquire(&ask, || id),
                 answer => answer,
             }
         };
