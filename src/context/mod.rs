@@ -11,6 +11,7 @@
 //! | `id.rs` | [`RequestId`] and [`TraceId`] |
 //! | `memory.rs` | [`Memory`]: the budget of bytes over all that is buffered |
 //! | `notes.rs` | [`Notes`] for the access log and the metrics |
+//! | `priority.rs` | [`Priority`]: what goes first when not all can be served |
 
 mod cancel;
 mod client_cert;
@@ -19,11 +20,13 @@ mod connections;
 mod id;
 mod memory;
 mod notes;
+mod priority;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use http::header::HOST;
 use http::uri::Authority;
@@ -37,6 +40,7 @@ pub use connections::Connections;
 pub use id::{NoId, RequestId, TraceId};
 pub use memory::{Memory, Reserved, Shares};
 pub use notes::{Asked, Elapsed, Notes};
+pub use priority::Priority;
 
 /// A request as it travels through the layers.
 pub type Request = http::Request<crate::body::Body>;
@@ -53,11 +57,18 @@ struct Inner {
     connection: Arc<Connection>,
     client: Option<IpAddr>,
     received_at: Instant,
+    /// Nanoseconds from the receipt; [`NONE`] where nobody has set one.
+    deadline: AtomicU64,
+    /// The place in [`Priority::ALL`].
+    priority: AtomicU8,
     notes: Notes,
     fate: Fate,
     /// Bytes of the connection's [`Memory`].
     reserved: AtomicU64,
 }
+
+/// No deadline.
+const NONE: u64 = u64::MAX;
 
 impl Drop for Inner {
     fn drop(&mut self) {
@@ -77,7 +88,10 @@ impl RequestContext {
     pub fn new(id: RequestId, connection: Arc<Connection>, client: Option<IpAddr>) -> Self {
         connection.request_begins();
         let (received_at, notes, fate) = (Instant::now(), Notes::default(), Fate::default());
-        let inner = Arc::new(Inner { id, connection, client, received_at, notes, fate, reserved: AtomicU64::new(0) });
+        let (deadline, priority) = (AtomicU64::new(NONE), AtomicU8::new(Priority::default() as u8));
+        let reserved = AtomicU64::new(0);
+        let inner = Inner { id, connection, client, received_at, deadline, priority, notes, fate, reserved };
+        let inner = Arc::new(inner);
         inner.connection.enlist(Arc::downgrade(&inner));
         Self(inner)
     }
@@ -120,6 +134,32 @@ impl RequestContext {
     #[must_use]
     pub fn received_at(&self) -> Instant {
         self.0.received_at
+    }
+
+    /// By when the head of the answer must be there: the earliest that anybody has set, whether client or route. None
+    /// when the request may take any time.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let nanos = Some(self.0.deadline.load(Relaxed)).filter(|nanos| *nanos != NONE)?;
+        self.0.received_at.checked_add(Duration::from_nanos(nanos))
+    }
+
+    /// Sets a deadline; an earlier one stands.
+    pub fn set_deadline(&self, at: Instant) {
+        let after = at.saturating_duration_since(self.0.received_at).as_nanos();
+        self.0.deadline.fetch_min(u64::try_from(after).unwrap_or(NONE), Relaxed);
+    }
+
+    /// How much it matters when not all can be served.
+    #[must_use]
+    pub fn priority(&self) -> Priority {
+        let place = usize::from(self.0.priority.load(Relaxed));
+        Priority::ALL.get(place).copied().unwrap_or_default()
+    }
+
+    /// Sets the priority; the last word stands.
+    pub fn set_priority(&self, priority: Priority) {
+        self.0.priority.store(priority as u8, Relaxed);
     }
 
     /// The notes that layers leave for the record.
@@ -220,6 +260,25 @@ pub fn without_port(authority: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::SystemTime;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_earliest_deadline_and_the_last_priority_stand() {
+        let connection = Arc::new(Connection::new("test".into(), None, None, false, Duration::ZERO));
+        let context = RequestContext::new(RequestId::new(SystemTime::UNIX_EPOCH, 1), connection, None);
+        assert_eq!((context.deadline(), context.priority()), (None, Priority::Default));
+        let at = |millis| context.received_at() + Duration::from_millis(millis);
+        for (set, stands) in [(500, 500), (700, 500), (300, 300)] {
+            context.set_deadline(at(set));
+            assert_eq!(context.deadline(), Some(at(stands)));
+        }
+        tokio::time::advance(Duration::from_secs(9)).await;
+        assert_eq!(context.deadline(), Some(at(300)), "it may have passed");
+        for priority in Priority::ALL {
+            context.set_priority(priority);
+            assert_eq!(context.priority(), priority);
+        }
+    }
 
     #[test]
     fn a_needless_escape_changes_no_path() {

@@ -60,8 +60,11 @@ where
     }
 
     fn call(&mut self, request: Request) -> Limited<S::Future> {
-        let received_at = request.extensions().get().map_or_else(Instant::now, RequestContext::received_at);
-        let deadline = received_at + self.total;
+        let context = request.extensions().get::<RequestContext>();
+        let deadline = context.map_or_else(Instant::now, RequestContext::received_at) + self.total;
+        if let Some(context) = context {
+            context.set_deadline(deadline);
+        }
         Limited { inner: self.inner.call(request), deadline, sleep: tokio::time::sleep_until(deadline) }
     }
 }
