@@ -26,7 +26,7 @@ use crate::layers::trace::TraceLayer;
 use crate::layers::upload::UploadLayer;
 use crate::live::{Limiters, NO_ROUTE, Records};
 use crate::metrics::Registry;
-use crate::upstream::{AdmissionLayer, Attempt, Upstream};
+use crate::upstream::{Calls, Upstream};
 
 /// A whole route: it answers every request and never fails. The one box of a route.
 pub struct RouteService(Box<dyn Serve>);
@@ -125,8 +125,8 @@ fn forward(
         .layer(ForwardLayer::new(route.forward.clone())) // the duties of an intermediary, which edits may override
         .option_layer(edits(route))
         .option_layer(route.rewrite.as_ref().map(RewriteLayer::new))
-        .layer(AdmissionLayer(Arc::clone(upstream))) // a bounded wait for a credit, held until the body ends
-        .service(Attempt::new(route.timeout))
+        // A bounded wait for a credit, held until the body ends, and the attempt that it is good for.
+        .service(Calls::new(Arc::clone(upstream), route.timeout))
 }
 
 /// What serves a request that reaches no route: refused, and recorded like any other.

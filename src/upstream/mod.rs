@@ -3,7 +3,8 @@
 //! | file | does |
 //! |---|---|
 //! | `settings.rs` | what is set for one upstream |
-//! | `service.rs` | [`Upstream`] as services: admission above, the attempt below |
+//! | `service.rs` | [`Upstream`]: the endpoints that serve the same thing |
+//! | `call.rs` | [`Calls`]: a credit, and the attempt that it is good for |
 //! | `admission.rs` | [`Admission`]: credits, and the one queue in front of all endpoints |
 //! | `books.rs` | what the lock of admission guards: credits, and who stands behind them |
 //! | `credit.rs` | [`Credit`]: leave to use one endpoint once, and what its use tells |
@@ -21,6 +22,7 @@
 mod admission;
 mod answer;
 mod books;
+mod call;
 mod client;
 mod connect;
 mod credit;
@@ -39,11 +41,12 @@ mod testing;
 mod tls;
 
 pub use admission::{Admission, EndpointState};
+pub use call::Calls;
 pub use client::{Client, UpgradeLease};
 pub use credit::Credit;
 pub use endpoint::Endpoint;
 pub use pool::PoolStats;
-pub use service::{AdmissionLayer, Admit, Admitted, Attempt, Change, Upstream};
+pub use service::{Change, Upstream};
 pub use settings::{
     Address, EndpointSettings, HostPolicy, Limit, Pool, Protocol, Queue, Scheme, Settings, Timeouts, Tls,
 };

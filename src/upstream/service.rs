@@ -1,26 +1,11 @@
-//! One upstream as services: admission above, the attempt below.
+//! One upstream: its endpoints, with the one queue in front of them, under the settings that are in force.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-
-use tokio::time::Instant;
-use tower_layer::Layer;
-use tower_service::Service;
 
 use super::admission::EndpointState;
 use super::endpoint::{Endpoint, Recipe};
-use super::first_byte::AskedAt;
-use super::{Admission, ClientError, Settings, Timeouts};
-use crate::body::kind::{self, Kind};
-use crate::body::{Clocks, Pulse};
-use crate::context::{Request, RequestContext, Response};
-use crate::control::credits::{Ask, Class};
-use crate::error::ProxyError;
+use super::{Admission, ClientError, Settings};
 use crate::metrics::Registry;
-
-type Answer = Pin<Box<dyn Future<Output = Result<Response, ProxyError>> + Send>>;
 
 /// A pool of endpoints that serve the same thing, with the one queue in front of them.
 ///
@@ -30,7 +15,7 @@ type Answer = Pin<Box<dyn Future<Output = Result<Response, ProxyError>> + Send>>
 #[derive(Debug)]
 pub struct Upstream {
     name: Arc<str>,
-    admission: Admission,
+    pub(super) admission: Admission,
 }
 
 /// Other settings of an upstream, with everything built that could fail.
@@ -97,131 +82,5 @@ impl Upstream {
     /// idle connections are closed. False when it is not among the endpoints.
     pub fn set_draining(&self, endpoint: &Arc<Endpoint>, is_draining: bool) -> bool {
         self.admission.set_draining(endpoint, is_draining)
-    }
-}
-
-/// A request that holds a credit of one endpoint.
-#[derive(Debug)]
-pub struct Admitted {
-    request: Request,
-    endpoint: Arc<Endpoint>,
-}
-
-/// Holds a credit from admission to the end of the response body. Refuses with `queue_full`, `queue_timeout` and
-/// `no_endpoint`.
-#[derive(Clone, Debug)]
-pub struct AdmissionLayer(pub Arc<Upstream>);
-
-impl<S> Layer<S> for AdmissionLayer {
-    type Service = Admit<S>;
-
-    fn layer(&self, inner: S) -> Admit<S> {
-        Admit { inner, upstream: Arc::clone(&self.0) }
-    }
-}
-
-/// The service of [`AdmissionLayer`].
-#[derive(Clone, Debug)]
-pub struct Admit<S> {
-    inner: S,
-    upstream: Arc<Upstream>,
-}
-
-impl<S> Service<Request> for Admit<S>
-where
-    S: Service<Admitted, Response = Response, Error = ProxyError, Future: Send> + Clone + Send + 'static,
-{
-    type Response = Response;
-    type Error = ProxyError;
-    type Future = Answer;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request) -> Answer {
-        let mut inner = self.inner.clone();
-        let upstream = Arc::clone(&self.upstream);
-        let context = request.extensions().get::<RequestContext>().cloned();
-        Box::pin(async move {
-            if let Some(context) = &context {
-                let _ = context.notes().upstream.set(Arc::clone(&upstream.name));
-            }
-            let asked = kind::of_request(request.headers());
-            let class = match asked {
-                Kind::Unary => Class::Unary,
-                Kind::Stream | Kind::Upgrade => Class::Stream,
-            };
-            if let Some(context) = &context {
-                context.notes().set_kind(asked);
-            }
-            let asked_at = Instant::now();
-            let admitted = upstream.admission.admit(Ask::new(class, asked_at)).await;
-            if let Some(context) = &context {
-                context.notes().queued.set(asked_at.elapsed());
-            }
-            let credit = admitted?;
-            let response = inner.call(Admitted { request, endpoint: Arc::clone(credit.endpoint()) }).await;
-            let mut response = match response {
-                Ok(response) => response,
-                Err(error) => {
-                    credit.failed(error.reason);
-                    return Err(error);
-                }
-            };
-            let answered = kind::of_response(response.status(), response.headers());
-            if let Some(context) = &context {
-                context.notes().set_kind(answered);
-            }
-            let asked = response.extensions_mut().remove::<AskedAt>().map(|AskedAt(at)| at);
-            let credit = credit.answered(response.status(), answered, asked);
-            Ok(response.map(|body| credit.hold(body)))
-        })
-    }
-}
-
-/// One call of one endpoint, with the clocks of the route.
-#[derive(Clone, Copy, Debug)]
-pub struct Attempt {
-    timeouts: Timeouts,
-}
-
-impl Attempt {
-    /// Calls the endpoint that a request was admitted to.
-    #[must_use]
-    pub fn new(timeouts: Timeouts) -> Self {
-        Self { timeouts }
-    }
-}
-
-impl Service<Admitted> for Attempt {
-    type Response = Response;
-    type Error = ProxyError;
-    type Future = Answer;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, Admitted { mut request, endpoint }: Admitted) -> Answer {
-        let Self { timeouts } = *self;
-        Box::pin(async move {
-            let context = request.extensions().get::<RequestContext>().cloned();
-            if let Some(context) = &context {
-                let _ = context.notes().endpoint.set(Arc::clone(endpoint.label()));
-            }
-            let mut response = endpoint.client().send(&mut request, timeouts.first_byte).await?;
-            if let Some(context) = &context {
-                context.notes().first_byte.set(context.received_at().elapsed());
-            }
-            let clocks = Clocks { idle: timeouts.idle, deadline: None };
-            let pulse = response.extensions_mut().remove::<Pulse>();
-            Ok(response.map(|body| match pulse {
-                _ if http_body::Body::is_end_stream(&body) => body,
-                // Both directions are one call: neither is silent while the other speaks.
-                Some(pulse) => body.time(clocks).beside(pulse),
-                None => body.time(clocks),
-            }))
-        })
     }
 }
