@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use divan::{Bencher, black_box};
 use headworks::access_log::AccessLog;
 use headworks::body::Body;
-use headworks::context::{Connection, Request, RequestContext, RequestId, Response};
+use headworks::context::{Connection, Part, Request, RequestContext, RequestId, Response};
 use headworks::error::ProxyError;
 use headworks::layers::deadline::DeadlineLayer;
 use headworks::layers::forward::ForwardLayer;
@@ -89,7 +89,7 @@ fn deadline(bencher: Bencher<'_, '_>) {
 fn rate_limit(bencher: Bencher<'_, '_>) {
     let settings = rate_limit::Settings {
         name: "bench".into(),
-        by: rate_limit::Key::Client,
+        by: Part::Client.into(),
         amount: u32::MAX.try_into().unwrap(),
         period: Duration::from_secs(1),
         burst: u32::MAX.try_into().unwrap(),

@@ -12,7 +12,6 @@ use crate::config::{
 };
 use crate::control::limit;
 use crate::layers::headers::Edit;
-use crate::layers::rate_limit::Key;
 use crate::upstream::{self, HostPolicy};
 
 /// What stands for a text that came from the environment or from a file.
@@ -88,12 +87,9 @@ fn explain(config: &Config, route: &Route) -> Page {
 
 fn limits(page: &mut Page, route: &Route, show: &impl Fn(&str) -> String) {
     let rows = route.rate_limits.iter().map(|limit| {
-        let by = match &limit.by {
-            Key::Client => "client".to_owned(),
-            Key::ClientCert => "client certificate".to_owned(),
-            Key::Header(name) => format!("header {}", show(name.as_str())),
-            Key::Path => "path".to_owned(),
-            Key::All => "all together".to_owned(),
+        let by = match limit.by.parts() {
+            [] => "all together".to_owned(),
+            parts => parts.iter().map(|part| show(&part.to_string())).collect::<Vec<_>>().join(" and "),
         };
         let rate = show_rate(limit.amount, limit.period);
         (show(&limit.name), format!("{rate} by {by}, burst {}, {} keys at most", limit.burst, limit.max_keys))

@@ -11,7 +11,7 @@ use super::values::{
 use super::web::{FieldTest, FieldValue, Fields, Level, Prefix, Switch, Target};
 use super::window::{Algorithm, InFlight};
 use super::{AccessLog, HostPattern, PathPattern};
-use crate::layers::rate_limit::Key;
+use crate::context::Key;
 use crate::upstream::{EndpointSettings, HostPolicy, Protocol};
 
 const KIB: u64 = 1 << 10;
@@ -337,7 +337,7 @@ section! {
     RateLimit "`rate_limit`" {
         /// What answers, logs and metrics call it; `limit-1`, `limit-2`, ... when absent.
         name: Located<Name>, optional;
-        /// What is counted apart: "client", "header:NAME", "path", or "all" together.
+        /// What is counted apart: the "client", another part of the request, a list of parts, or "all" together.
         by: Key, default = "client";
         /// Requests per second, minute or hour.
         rate: Rate, required;

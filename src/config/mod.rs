@@ -8,6 +8,7 @@
 //! | `section.rs` | the macro behind `file.rs`: decoding, JSON Schema and list of keys from one declaration |
 //! | `decode.rs` | what a decoder is; strings by `{ env = ... }` and `{ file = ... }` |
 //! | `values.rs` `net.rs` `listen.rs` `web.rs` | the types of values: numbers and lists, addresses, what is about HTTP |
+//! | `key.rs` | what is counted, queued or steered apart |
 //! | `admin.rs` | what is written about the admin port |
 //! | `effective.rs` | every key with its value, secrets hidden |
 //! | `units.rs` | durations, sizes and rates, read and printed |
@@ -19,6 +20,7 @@ mod decode;
 mod effective;
 mod error;
 mod file;
+mod key;
 mod listen;
 mod load;
 mod net;

@@ -10,8 +10,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::decode::Decode;
 use super::*;
+use crate::context::{Key, Part};
 use crate::control::limit;
-use crate::layers::rate_limit::Key;
 use crate::upstream::{Address, HostPolicy, Limit, Pool, Protocol, Queue, Scheme, Timeouts, Tls};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -126,7 +126,7 @@ fn everything_reaches_the_configuration() {
     assert_eq!(chat.timeout.first_byte, Some(Duration::from_secs(120)));
     assert_eq!(chat.timeout.connect, Duration::from_secs(2));
     assert_eq!(chat.stall_timeout, Duration::from_secs(10));
-    assert_eq!((chat.rate_limits[0].burst.get(), &chat.rate_limits[0].by), (10, &Key::Client));
+    assert_eq!((chat.rate_limits[0].burst.get(), &chat.rate_limits[0].by), (10, &Key::from(Part::Client)));
     assert_eq!(app.action, Action::Forward(0));
     assert_eq!(app.headers.request.remove, ["x-internal"]);
     assert_eq!(app.headers.response.add.len(), 1);

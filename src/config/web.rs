@@ -11,7 +11,6 @@ use super::effective::hidden;
 use super::error::{Problem, quote};
 use super::values::{Located, not_a_word, words};
 use super::{AccessLog, HostPattern, PathPattern, Secrets};
-use crate::layers::rate_limit::Key;
 
 words!(AccessLog, "\"json\", \"text\" or \"off\"", { "json" => Self::Json, "text" => Self::Text, "off" => Self::Off });
 
@@ -268,25 +267,6 @@ pub(super) fn not_editable(name: &HeaderName) -> Option<Problem> {
     let problem =
         Problem::new(format!("the field {} belongs to the connection and cannot be edited", quote(name.as_str())));
     Some(if name == header::HOST { problem.hint("set `host` in the upstream") } else { problem })
-}
-
-impl Scalar for Key {
-    const WHAT: &'static str = "\"client\", \"client_cert\", \"header:NAME\", \"path\" or \"all\"";
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        match text.split_once(':') {
-            Some(("header", name)) => HeaderName::parse(name).map(Self::Header),
-            None if text == "client" => Ok(Self::Client),
-            None if text == "client_cert" => Ok(Self::ClientCert),
-            None if text == "path" => Ok(Self::Path),
-            None if text == "all" => Ok(Self::All),
-            _ => Err(not_a_word(text, Self::WHAT, &["client", "client_cert", "header:NAME", "path", "all"])),
-        }
-    }
-
-    fn string() -> Value {
-        json!({ "type": "string", "pattern": "^(client|client_cert|path|all|header:.+)$" })
-    }
 }
 
 /// Where a redirect leads, with `{host}`, `{path}` and `{query}`.

@@ -9,6 +9,7 @@
 //! | `connections.rs` | [`Connections`]: all that are open |
 //! | `cancel.rs` | an exchange that an operator cancels |
 //! | `id.rs` | [`RequestId`] and [`TraceId`] |
+//! | `key.rs` | [`Key`]: what is counted, queued or steered apart |
 //! | `memory.rs` | [`Memory`]: the budget of bytes over all that is buffered |
 //! | `notes.rs` | [`Notes`] for the access log and the metrics |
 //! | `priority.rs` | [`Priority`]: what goes first when not all can be served |
@@ -18,10 +19,12 @@ mod client_cert;
 mod connection;
 mod connections;
 mod id;
+mod key;
 mod memory;
 mod notes;
 mod priority;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -38,6 +41,7 @@ pub use client_cert::ClientCert;
 pub use connection::{Connection, Protocol};
 pub use connections::Connections;
 pub use id::{NoId, RequestId, TraceId};
+pub use key::{Key, Part};
 pub use memory::{Memory, Reserved, Shares};
 pub use notes::{Asked, Elapsed, Notes};
 pub use priority::Priority;
@@ -254,6 +258,17 @@ pub fn without_port(authority: &str) -> &str {
             authority.get(..at).unwrap_or(authority)
         }
         _ => authority,
+    }
+}
+
+/// A host in lower case and without the root's dot, as names are compared.
+#[must_use]
+pub fn plain_host(host: &str) -> Cow<'_, str> {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
     }
 }
 

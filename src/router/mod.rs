@@ -8,14 +8,13 @@
 
 mod rank;
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 use http::HeaderMap;
 use http::request::Parts;
 
 use crate::config::{HostPattern, Match, PathPattern};
-use crate::context::{asked_authority, strip_path, without_port};
+use crate::context::{asked_authority, plain_host, strip_path, without_port};
 
 /// See the module's text.
 #[derive(Debug)]
@@ -57,7 +56,7 @@ impl<T> Router<T> {
     #[must_use]
     pub fn find(&self, listener: &str, request: &Parts) -> Option<&T> {
         let host = host(request);
-        let host = normal(host);
+        let host = plain_host(host);
         let search = |bucket: Option<&Vec<Candidate>>| {
             bucket?.iter().find(|candidate| accepts(&candidate.matcher, listener, request)).map(|found| found.leaf)
         };
@@ -82,16 +81,6 @@ impl<T> Router<T> {
 /// The host that the request is for.
 fn host(request: &Parts) -> &str {
     without_port(asked_authority(&request.uri, &request.headers))
-}
-
-/// Names are compared in lower case and without the root's dot.
-fn normal(host: &str) -> Cow<'_, str> {
-    let host = host.strip_suffix('.').unwrap_or(host);
-    if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        Cow::Owned(host.to_ascii_lowercase())
-    } else {
-        Cow::Borrowed(host)
-    }
 }
 
 fn accepts(matcher: &Match, listener: &str, request: &Parts) -> bool {

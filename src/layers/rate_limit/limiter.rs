@@ -1,6 +1,6 @@
 //! The live state of one limit, and what it tells the client.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::RandomState;
 use std::io::Write as _;
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use tokio::time::Instant;
 
-use super::{Key, Settings};
-use crate::context::Request;
+use super::Settings;
+use crate::context::{Key, Request};
 use crate::control::gcra::{Gcra, Room, nanos};
 use crate::control::key_store::{Key as Hash, KeyStore, Place};
 use crate::metrics::{Counter, Gauge, Registry};
@@ -78,7 +78,7 @@ impl Limiter {
 
     /// Which bucket the request counts against.
     pub(super) fn hash(&self, request: &Request) -> Hash {
-        self.by.with_value(request, |value| Hash(self.seed.hash_one(value)))
+        Hash(self.by.hash(request, &self.seed))
     }
 
     /// Takes one request out of the key's bucket, or says how long it will be until there is one.

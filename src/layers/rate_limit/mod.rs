@@ -9,7 +9,7 @@
 //!
 //! | file | does |
 //! |---|---|
-//! | `mod.rs` | what a limit counts apart, and the layer that asks several of them |
+//! | `mod.rs` | the layer, which asks several limits |
 //! | `limiter.rs` | [`Limiter`]: the live state of one limit, and what it tells the client |
 //!
 //! **Does.** Every limit of the route must have room. A request that one of them refuses takes nothing from the
@@ -31,14 +31,12 @@ mod limiter;
 mod tests;
 
 use std::future::Future;
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::HeaderName;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower_layer::Layer;
@@ -46,7 +44,7 @@ use tower_service::Service;
 
 pub use limiter::Limiter;
 
-use crate::context::{Request, RequestContext, Response};
+use crate::context::{Key, Request, RequestContext, Response};
 use crate::control::gcra::Room;
 use crate::error::{ProxyError, Reason};
 use limiter::Fields;
@@ -66,52 +64,6 @@ pub struct Settings {
     pub burst: NonZeroU32,
     /// Keys remembered at most, at 16 bytes each.
     pub max_keys: usize,
-}
-
-/// What is counted apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Key {
-    /// The client's address; IPv6 by its /64. Clients without one (unix sockets) share one key.
-    Client,
-    /// The client's certificate, by its SHA-256. Clients without one share one key.
-    ClientCert,
-    /// The value of a field. Requests without it share one key with those that have it twice: otherwise a second line,
-    /// which the upstream may well ignore, would be a way around the limit.
-    Header(HeaderName),
-    /// The path, without the query.
-    Path,
-    /// All requests together.
-    All,
-}
-
-impl Key {
-    /// What is hashed; values themselves are never kept, for they may be secrets.
-    fn with_value<R>(&self, request: &Request, work: impl FnOnce(Option<&[u8]>) -> R) -> R {
-        match self {
-            Self::Client => {
-                let client = request.extensions().get::<RequestContext>().and_then(RequestContext::client);
-                match client.map(|address| address.to_canonical()) {
-                    Some(IpAddr::V4(address)) => work(Some(&address.octets())),
-                    Some(IpAddr::V6(address)) => work(address.octets().get(..8)),
-                    None => work(None),
-                }
-            }
-            Self::ClientCert => {
-                let context = request.extensions().get::<RequestContext>();
-                let cert = context.and_then(|context| context.connection().client_cert());
-                work(cert.map(|cert| cert.fingerprint().as_slice()))
-            }
-            Self::Header(name) => {
-                let mut values = request.headers().get_all(name).iter();
-                match (values.next(), values.next()) {
-                    (Some(value), None) => work(Some(value.as_bytes())),
-                    _ => work(None),
-                }
-            }
-            Self::Path => work(Some(request.uri().path().as_bytes())),
-            Self::All => work(None),
-        }
-    }
 }
 
 /// Puts [`RateLimit`] around a service.
