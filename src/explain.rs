@@ -140,7 +140,10 @@ fn forward(page: &mut Page, route: &Route, upstream: &upstream::Settings, show: 
     let pool = &upstream.pool;
     rows.push((
         "connections",
-        format!("{} for each endpoint, {} streams on each", pool.max_connections, pool.max_streams),
+        match pool.max_connections {
+            Some(most) => format!("{most} for each endpoint, {} streams on each", pool.max_streams),
+            None => format!("one for each credit, {} streams on each", pool.max_streams),
+        },
     ));
     let receive = pool.receive_buffer.map_or_else(|| "grown by the kernel".to_owned(), |size| show_size(size as u64));
     rows.push(("receive buffer", receive));

@@ -226,8 +226,9 @@ section! {
 
     /// The bounds of the connection pool, per endpoint.
     Pool "`pool`" {
-        /// Connections at most, in use and idle together.
-        max_connections: Count, default = 1024;
+        /// Connections at most, in use and idle together; "auto" is one for each credit that there can be. A smaller
+        /// number also bounds an adaptive limit where each request needs a connection of its own (HTTP/1.1).
+        max_connections: OrAuto<Count>, default = "auto";
         /// Idle connections kept at most.
         max_idle: Number<0, 1_000_000>, default = 128;
         /// An idle connection is closed after this time; keep it below the service's own keep-alive time.

@@ -165,8 +165,8 @@ impl Default for Timeouts {
 /// Bounds of the connection pool of one endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pool {
-    /// Connections at most, in use and idle together.
-    pub max_connections: NonZeroUsize,
+    /// Connections at most, in use and idle together; none: the endpoint's credits are the bound.
+    pub max_connections: Option<NonZeroUsize>,
     /// Idle connections kept at most.
     pub max_idle: usize,
     /// An idle connection is closed after this time; keep it below the upstream's own keep-alive time.
@@ -181,7 +181,7 @@ impl Default for Pool {
     fn default() -> Self {
         let number = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
         Self {
-            max_connections: number(1024),
+            max_connections: None,
             max_idle: 128,
             idle_timeout: Duration::from_secs(4),
             max_streams: number(100),

@@ -1,5 +1,7 @@
 //! `[upstream.NAME]`
 
+use std::num::NonZeroUsize;
+
 use crate::config::HostPattern;
 use crate::config::decode::Context;
 use crate::config::error::{Problem, quote};
@@ -20,12 +22,16 @@ pub(super) fn settings(
 ) -> Option<Settings> {
     let endpoints = endpoints(&name, table.endpoints?, &table.protocol, cx);
     let tls = tls(table.tls, &endpoints, cx);
+    let connections = table.pool.max_connections.0.map(|number| count(number.0));
+    // Where every request needs a connection, more credits than those would only wait in the pool, and fail there.
+    let most = connections.filter(|_| endpoints.iter().all(|endpoint| speaks_http1(endpoint, table.protocol.value)));
+    let limit = limit(table.limit, most, cx);
     Some(Settings {
         name: name.value.0,
         endpoints,
         protocol: table.protocol.value,
         host: table.host,
-        limit: limit(table.limit, cx),
+        limit,
         queue: Queue { max: usize::try_from(table.queue.max.0).unwrap_or(0), timeout: table.queue.timeout.0 },
         timeout: Timeouts {
             connect: table.timeout.connect.0,
@@ -34,7 +40,7 @@ pub(super) fn settings(
             total: table.timeout.total.0,
         },
         pool: Pool {
-            max_connections: count(table.pool.max_connections.0),
+            max_connections: connections,
             max_idle: usize::try_from(table.pool.max_idle.0).unwrap_or(0),
             idle_timeout: table.pool.idle_timeout.0,
             receive_buffer: table.pool.receive_buffer.0.map(|size| size.0),
@@ -45,7 +51,7 @@ pub(super) fn settings(
     })
 }
 
-fn limit(table: file::Limit, cx: &mut Context<'_>) -> Limit {
+fn limit(table: file::Limit, most: Option<NonZeroUsize>, cx: &mut Context<'_>) -> Limit {
     let streams = table.streams.map(|streams| count(streams.0));
     let bounds = match table.in_flight {
         InFlight::Fixed(number) => {
@@ -61,7 +67,18 @@ fn limit(table: file::Limit, cx: &mut Context<'_>) -> Limit {
             limit::Bounds { min: number(min), max: number(max.value), initial: number(initial) }
         }
     };
+    let most = most.map_or(usize::MAX, NonZeroUsize::get);
+    let bounds = limit::Bounds { min: bounds.min.min(most), max: bounds.max.min(most), ..bounds };
     Limit { in_flight: limit::Settings::Adaptive(bounds), streams: streams.or(Limit::default().streams) }
+}
+
+/// Whether a connection surely takes one request at a time.
+fn speaks_http1(endpoint: &EndpointSettings, protocol: Protocol) -> bool {
+    match protocol {
+        Protocol::Http1 => true,
+        Protocol::Http2 => false,
+        Protocol::Auto => !matches!(scheme(endpoint), Some(Scheme::Https | Scheme::H2c)),
+    }
 }
 
 fn endpoints(
@@ -120,5 +137,31 @@ fn scheme(endpoint: &EndpointSettings) -> Option<Scheme> {
     match &endpoint.address {
         Address::Tcp { scheme, .. } => Some(*scheme),
         Address::Unix(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn upstream(text: &str) -> Settings {
+        let text = format!("[upstream.a]\n{text}");
+        crate::config::parse(&text, "x.toml", Path::new("")).expect("good").upstreams.remove(0)
+    }
+
+    #[test]
+    fn a_bound_on_connections_is_one_on_the_window_where_each_request_needs_its_own() {
+        let window = |settings: &Settings| match settings.limit.in_flight {
+            limit::Settings::Adaptive(bounds) => bounds.max,
+            limit::Settings::Fixed(limit) => limit,
+        };
+        let connections = |settings: &Settings| settings.pool.max_connections.map(NonZeroUsize::get);
+        let auto = upstream("endpoints = \"http://a\"");
+        assert_eq!((window(&auto), connections(&auto)), (10_000, None));
+        for (endpoint, bounded) in [("http://a", 9), ("unix:/a", 9), ("h2c://a", 10_000), ("https://a", 10_000)] {
+            let small = upstream(&format!("endpoints = \"{endpoint}\"\npool.max_connections = 9"));
+            assert_eq!((window(&small), connections(&small)), (bounded, Some(9)), "{endpoint}");
+        }
     }
 }

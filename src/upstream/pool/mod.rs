@@ -88,7 +88,8 @@ pub struct PoolStats {
 impl Pool {
     pub(super) fn new(connector: Connector, settings: &Settings) -> Arc<Self> {
         let bounds = Bounds {
-            connections: settings.pool.max_connections.get(),
+            // No request comes without a credit.
+            connections: settings.pool.max_connections.map_or(usize::MAX, std::num::NonZeroUsize::get),
             idle: settings.pool.max_idle,
             idle_timeout: settings.pool.idle_timeout,
             streams: settings.pool.max_streams.get(),

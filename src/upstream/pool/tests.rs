@@ -18,7 +18,7 @@ const ONE: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN;
 /// A client with one connection at most.
 fn narrow(peer: &Peer, connect: Duration) -> Arc<Client> {
     let mut settings = peer.settings(Scheme::Http);
-    settings.pool.max_connections = ONE;
+    settings.pool.max_connections = Some(ONE);
     settings.timeout.connect = connect;
     client(&settings)
 }

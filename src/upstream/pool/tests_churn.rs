@@ -74,7 +74,7 @@ async fn churn(scheme: Scheme) {
     let seed = Arc::new(AtomicU64::new(7));
     let peer = Peer::new().await;
     let mut settings = peer.settings(scheme);
-    settings.pool.max_connections = NonZeroUsize::new(6).expect("not zero");
+    settings.pool.max_connections = Some(NonZeroUsize::new(6).expect("not zero"));
     settings.pool.max_idle = 4;
     let client = client(&settings);
     let _server = tasks::spawn(accept(peer.listener, scheme, Arc::clone(&seed)));

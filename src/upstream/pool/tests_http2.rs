@@ -73,7 +73,7 @@ async fn a_burst_on_a_cold_pool_opens_no_more_connections_than_its_streams_need(
 async fn no_stream_is_sent_before_the_peer_has_said_how_many_it_takes() {
     let peer = Peer::new().await;
     let mut settings = peer.settings(Scheme::H2c);
-    settings.pool.max_connections = std::num::NonZeroUsize::MIN;
+    settings.pool.max_connections = Some(std::num::NonZeroUsize::MIN);
     let client = client(&settings);
     let calls: Vec<_> = (0..5).map(|_| start(&client, "/")).collect();
     let mut frames = accept(&peer, 2).await;
@@ -234,7 +234,7 @@ async fn a_stream_is_counted_until_both_directions_have_ended() {
 async fn no_upload_begins_where_one_stands_still_unless_there_is_nowhere_else() {
     let peer = Peer::new().await;
     let mut settings = peer.settings(Scheme::H2c);
-    settings.pool.max_connections = std::num::NonZeroUsize::new(2).expect("not zero");
+    settings.pool.max_connections = Some(std::num::NonZeroUsize::new(2).expect("not zero"));
     let client = client(&settings);
     let upload = |client: &Arc<Client>| {
         let client = Arc::clone(client);
