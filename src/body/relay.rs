@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
@@ -33,6 +34,8 @@ pub enum End {
 pub trait Watch: Send {
     /// Bytes were handed on.
     fn data(&mut self, _bytes: &[u8]) {}
+    /// Trailers are about to be handed on. What is taken out of them is not.
+    fn trailers(&mut self, _trailers: &mut HeaderMap) {}
     /// Nothing is there yet: the consumer waits for the producer.
     fn waits(&mut self) {}
     /// The producer has been silent since then, and the consumer waits. Told of bodies that have clocks.
@@ -136,13 +139,17 @@ impl Relay {
     }
 
     /// A frame goes to the consumer, unless it is one too many.
-    fn handed_on(&mut self, frame: &Frame<Bytes>) -> Result<(), Reason> {
+    fn handed_on(&mut self, frame: &mut Frame<Bytes>) -> Result<(), Reason> {
         let waiting_since = self.waiting_since.take();
         if let (Some(upload), Some(bytes)) = (&mut self.upload, frame.data_ref()) {
             upload.took(bytes.len() as u64, waiting_since.map_or(Duration::ZERO, |since| since.elapsed()))?;
         }
         if let Some(bytes) = frame.data_ref() {
             self.tell(bytes);
+        } else if let Some(trailers) = frame.trailers_mut() {
+            for watch in &mut self.watches {
+                watch.trailers(trailers);
+            }
         }
         Ok(())
     }
@@ -171,8 +178,8 @@ impl http_body::Body for Relay {
             return Poll::Ready(None);
         }
         match Pin::new(&mut this.inner).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Err(reason) = this.handed_on(&frame) {
+            Poll::Ready(Some(Ok(mut frame))) => {
+                if let Err(reason) = this.handed_on(&mut frame) {
                     return this.cut(reason);
                 }
                 // hyper may not poll again after the last frame, so the end is told with it.

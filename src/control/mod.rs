@@ -13,6 +13,7 @@
 //! | [`key_store`] | which of many rate-limited keys are remembered in bounded memory |
 //! | [`limit`] | how many credits an endpoint should have: fixed, or found by measuring |
 //! | [`windows`] | the same for all endpoints of an upstream, and who else has a say |
+//! | [`report`] | nothing: it is what an attempt tells about its endpoint |
 //! | [`drain_rate`] | when a refused client should come back |
 
 pub mod ask;
@@ -25,4 +26,5 @@ pub mod gcra;
 pub mod key_store;
 pub mod limit;
 pub mod queue;
+pub mod report;
 pub mod windows;

@@ -191,7 +191,7 @@ impl Admission {
                     Some(endpoint) => {
                         let start = books.start(&slot, ask.at);
                         drop(books);
-                        return Ok(Credit::new(&self.0, slot, endpoint, start));
+                        return Ok(Credit::new(&self.0, slot, endpoint, ask.at, start));
                     }
                     None => return Err(Reason::NoEndpoint.into()),
                 },
@@ -276,9 +276,10 @@ pub(super) fn hand_out(shared: &Arc<Shared>) {
         let Some((waiter, slot)) = books.ledger.grant() else { return };
         // Only an endpoint that is there has credits.
         let Some(endpoint) = books.endpoint(slot.endpoint()).cloned() else { continue };
-        let start = books.start(&slot, Instant::now());
+        let now = Instant::now();
+        let start = books.start(&slot, now);
         drop(books);
-        drop(waiter.send(Credit::new(shared, slot, endpoint, start)));
+        drop(waiter.send(Credit::new(shared, slot, endpoint, now, start)));
     }
 }
 

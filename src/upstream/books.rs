@@ -11,8 +11,9 @@ use super::settings::{EndpointSettings, Limit};
 use crate::control::credits::{Class, Ledger, Slot};
 use crate::control::drain_rate::DrainRate;
 use crate::control::limit::{Outcome, Start};
+use crate::control::report::{Report, Verdict};
 use crate::control::windows::{SetBy, Windows};
-use crate::metrics::{Gauge, Registry};
+use crate::metrics::{Counter, Gauge, Registry};
 
 /// See the module's text. `W` wakes a waiter.
 #[derive(Debug)]
@@ -41,6 +42,7 @@ struct MemberMetrics {
     draining: Gauge,
     credits: Gauge,
     set_by: [Gauge; SetBy::ALL.len()],
+    attempts: [Counter; Verdict::FINAL.len()],
 }
 
 impl MemberMetrics {
@@ -54,6 +56,11 @@ impl MemberMetrics {
                 let labels = [("upstream", upstream), ("endpoint", endpoint), ("by", by.label())];
                 let help = "1 for what sets the endpoint's unary credits.";
                 registry.gauge("headworks_endpoint_credits_set_by", help, &labels)
+            }),
+            attempts: Verdict::FINAL.map(|verdict| {
+                let labels = [("upstream", upstream), ("endpoint", endpoint), ("verdict", verdict.label())];
+                let help = "Attempts by what they said about the endpoint.";
+                registry.counter("headworks_endpoint_attempts_total", help, &labels)
             }),
         }
     }
@@ -168,10 +175,30 @@ impl<W> Books<W> {
         moved
     }
 
+    /// What an attempt tells about the endpoint behind an account.
+    pub(super) fn report(&mut self, account: usize, report: &Report) {
+        // One that has gone is judged no more.
+        let Some(member) = self.members.get(account).and_then(Option::as_ref) else { return };
+        for (verdict, counted) in Verdict::FINAL.into_iter().zip(&member.metrics.attempts) {
+            if verdict == report.verdict {
+                counted.inc();
+            }
+        }
+    }
+
     /// A credit is back, and with it what was learned.
-    pub(super) fn finish(&mut self, slot: &Slot, learned: Option<(Start, Outcome)>, now: Instant) {
+    pub(super) fn finish(
+        &mut self,
+        slot: &Slot,
+        report: Option<&Report>,
+        learned: Option<(Start, Outcome)>,
+        now: Instant,
+    ) {
         self.ledger.release(slot);
         self.drain.on_return(now);
+        if let Some(report) = report {
+            self.report(slot.endpoint(), report);
+        }
         if let Some((start, outcome)) = learned {
             self.learn(slot, start, outcome, now);
         }

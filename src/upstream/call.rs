@@ -52,8 +52,7 @@ impl Service<Request> for Calls {
         Box::pin(async move {
             let ask = call.ask(&request);
             let credit = call.admit(ask).await?;
-            let (response, credit) = call.attempt(&mut request, credit).await?;
-            Ok(response.map(|body| credit.hold(body)))
+            call.attempt(&mut request, credit).await
         })
     }
 }
@@ -93,9 +92,9 @@ impl Call {
         admitted
     }
 
-    /// Asks the endpoint that a credit is good for, and waits for the head of its answer. A request of which nothing
-    /// was sent is back in its place when this fails.
-    async fn attempt(&self, request: &mut Request, credit: Credit) -> Result<(Response, Credit), ProxyError> {
+    /// Asks the endpoint that a credit is good for, and waits for the head of its answer, whose body holds the credit
+    /// from then on. A request of which nothing was sent is back in its place when this fails.
+    async fn attempt(&self, request: &mut Request, credit: Credit) -> Result<Response, ProxyError> {
         if let Some(notes) = self.notes() {
             let _ = notes.endpoint.set(Arc::clone(credit.endpoint().label()));
         }
@@ -113,7 +112,6 @@ impl Call {
             context.notes().set_kind(kind);
         }
         let asked = response.extensions_mut().remove::<AskedAt>().map(|AskedAt(at)| at);
-        let credit = credit.answered(response.status(), kind, asked);
         let clocks = Clocks { idle: self.timeouts.idle, deadline: None };
         let pulse = response.extensions_mut().remove::<Pulse>();
         let response = response.map(|body| match pulse {
@@ -122,6 +120,6 @@ impl Call {
             Some(pulse) => body.time(clocks).beside(pulse),
             None => body.time(clocks),
         });
-        Ok((response, credit))
+        Ok(credit.answered(response, kind, asked))
     }
 }

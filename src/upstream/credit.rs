@@ -1,18 +1,20 @@
 //! Leave to use one endpoint once, and what its use tells about the endpoint.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use http::StatusCode;
+use http::HeaderMap;
 use http_body::Body as _;
 use tokio::time::Instant;
 
 use super::admission::{Shared, hand_out};
 use super::endpoint::Endpoint;
-use crate::body::kind::Kind;
-use crate::body::{Body, End, Watch};
+use crate::body::kind::{self, Kind};
+use crate::body::{End, Watch};
+use crate::context::Response;
 use crate::control::credits::Slot;
 use crate::control::limit::{Outcome, Start};
+use crate::control::report::{Report, Verdict};
 use crate::control::windows::Begun;
 use crate::error::Reason;
 
@@ -24,18 +26,38 @@ pub struct Credit {
     /// None once the answer has begun: then it is with the windows, which may move it.
     slot: Option<Slot>,
     begun: Option<Begun>,
-    /// None when there is nothing to learn, or nothing more.
+    /// When it was given out.
+    since: Instant,
+    /// None when there is nothing to learn for the window, or nothing more.
     start: Option<Start>,
-    /// How long the service took to begin its answer.
+    /// How long the service took to begin its answer, while the window waits for the end of it.
     head: Option<Duration>,
     outcome: Option<Outcome>,
+    /// What is told of the endpoint when the credit comes back; none when all has been told.
+    report: Option<Report>,
 }
 
 impl Credit {
-    pub(super) fn new(shared: &Arc<Shared>, slot: Slot, endpoint: Arc<Endpoint>, start: Option<Start>) -> Self {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        slot: Slot,
+        endpoint: Arc<Endpoint>,
+        since: Instant,
+        start: Option<Start>,
+    ) -> Self {
         shared.metrics.credits(slot.class()).inc();
-        let shared = Arc::clone(shared);
-        Self { shared, endpoint, slot: Some(slot), begun: None, start, head: None, outcome: None }
+        Self {
+            shared: Arc::clone(shared),
+            endpoint,
+            slot: Some(slot),
+            begun: None,
+            since,
+            start,
+            head: None,
+            outcome: None,
+            // Whoever drops a credit without a word has lost interest.
+            report: Some(Report::unknown(Duration::ZERO)),
+        }
     }
 
     /// The endpoint it is good for.
@@ -46,49 +68,52 @@ impl Credit {
 
     /// There will be no answer.
     pub fn failed(mut self, reason: Reason) {
+        self.report = Some(Report::failed(reason, self.since.elapsed()));
         self.outcome = Some(match reason {
             Reason::FirstByteTimeout => Outcome::Overloaded { is_abandoned: true },
             _ => Outcome::Unknown,
         });
     }
 
-    /// The answer has begun. One that lasts moves to the stream credits, if one of them is free. The service's time runs
-    /// from `asked`, the last byte of the request, if that was late.
+    /// The answer has begun. The credit comes back when its body ends, fails or is dropped. One that lasts moves to the
+    /// stream credits, if one of them is free. The service's time runs from `asked`, the last byte of the request, if
+    /// that was late.
     #[must_use]
-    pub fn answered(mut self, status: StatusCode, kind: Kind, asked: Option<Instant>) -> Self {
-        if let Some(start) = self.start {
-            let now = Instant::now();
-            let latency = now.saturating_duration_since(asked.map_or(start.at(), |asked| asked.max(start.at())));
-            match status {
-                StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                    self.learn(Outcome::Overloaded { is_abandoned: false }, now);
+    pub fn answered(mut self, response: Response, kind: Kind, asked: Option<Instant>) -> Response {
+        let now = Instant::now();
+        let latency = now.saturating_duration_since(asked.map_or(self.since, |asked| asked.max(self.since)));
+        let is_grpc = kind::is_grpc(response.headers());
+        let report = Report::of_head(response.status(), response.headers(), latency, is_grpc, SystemTime::now);
+        // A call that has begun and is dropped says no more.
+        self.report = (report.verdict == Verdict::Begun).then(|| Report::unknown(latency));
+        let outcome = match report.verdict {
+            Verdict::Overloaded => Some(Outcome::Overloaded { is_abandoned: false }),
+            Verdict::ServerError | Verdict::Broken => Some(Outcome::Failed(latency)),
+            _ => (kind != Kind::Unary).then_some(Outcome::Answered(latency)),
+        };
+        {
+            let mut books = self.shared.books();
+            if let Some(slot) = &self.slot {
+                books.report(slot.endpoint(), &report);
+            }
+            match (outcome, self.start.take(), &self.slot) {
+                (Some(outcome), Some(start), Some(slot)) => books.learn(slot, start, outcome, now),
+                (_, start, _) => self.start = start,
+            }
+            if outcome.is_none() && self.start.is_some() {
+                self.head = Some(latency);
+                if !response.body().is_end_stream()
+                    && let (Some(start), Some(slot)) = (&mut self.start, self.slot.take())
+                {
+                    self.begun = Some(books.windows.on_head(slot, start, latency, start.at() + latency));
                 }
-                status if status.is_server_error() => self.learn(Outcome::Failed(latency), now),
-                _ if kind != Kind::Unary => self.learn(Outcome::Answered(latency), now),
-                _ => self.head = Some(latency),
             }
         }
         if kind != Kind::Unary {
             self.exchange();
         }
-        self
-    }
-
-    /// Ties the credit to a body: it comes back when the body ends, fails or is dropped.
-    #[must_use]
-    pub fn hold(mut self, body: Body) -> Body {
-        if let (Some(latency), false) = (self.head, body.is_end_stream())
-            && let (Some(start), Some(slot)) = (&mut self.start, self.slot.take())
-        {
-            self.begun = Some(self.shared.books().windows.on_head(slot, start, latency, start.at() + latency));
-        }
-        body.watch(Box::new(Held { credit: self, waiting_since: None }))
-    }
-
-    fn learn(&mut self, outcome: Outcome, now: Instant) {
-        if let (Some(start), Some(slot)) = (self.start.take(), &self.slot) {
-            self.shared.books().learn(slot, start, outcome, now);
-        }
+        let held = Held { credit: self, waiting_since: None };
+        response.map(|body| body.watch(Box::new(held)))
     }
 
     fn exchange(&mut self) {
@@ -112,12 +137,11 @@ impl Drop for Credit {
             let slot = self.slot.take().or_else(|| books.windows.take_back(begun?));
             let Some(slot) = slot else { return };
             self.shared.metrics.credits(slot.class()).dec();
-            // Whoever drops a credit without a word has lost interest.
             let learned = self.start.take().map(|start| {
                 let left = || Outcome::Left(now.saturating_duration_since(start.at()));
                 (start, self.outcome.unwrap_or_else(left))
             });
-            books.finish(&slot, learned, now);
+            books.finish(&slot, self.report.take().as_ref(), learned, now);
         }
         hand_out(&self.shared);
     }
@@ -148,8 +172,21 @@ impl Watch for Held {
         }
     }
 
+    fn trailers(&mut self, trailers: &mut HeaderMap) {
+        if let Some(pending) = &mut self.credit.report {
+            *pending = Report::of_grpc(trailers, pending.latency).unwrap_or(*pending);
+        }
+    }
+
     fn end(&mut self, end: End) {
         self.has_waited();
+        if let Some(pending) = self.credit.report.as_mut().filter(|pending| pending.verdict == Verdict::Unknown) {
+            pending.verdict = match end {
+                End::Complete => Verdict::Good,
+                End::Failed(Reason::UpstreamReset | Reason::UpstreamStalled) => Verdict::ServerError,
+                End::Failed(_) | End::Dropped => Verdict::Unknown,
+            };
+        }
         let Some(latency) = self.credit.head else { return };
         self.credit.outcome = Some(match end {
             End::Complete => Outcome::Answered(latency),
@@ -163,10 +200,12 @@ impl Watch for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::body::Body;
     use crate::control::credits::{Ask, Class};
     use crate::control::windows::SetBy;
     use crate::metrics::Registry;
     use crate::upstream::{Admission, Settings};
+    use http_body_util::BodyExt as _;
 
     fn admission() -> Admission {
         let settings = Settings::for_tests();
@@ -178,8 +217,8 @@ mod tests {
         admission.admit(Ask::new(Class::Unary, Instant::now())).await.expect("a free credit")
     }
 
-    fn answered(credit: Credit) -> Credit {
-        credit.answered(StatusCode::OK, Kind::Unary, None)
+    fn answered(credit: Credit, kind: Kind, asked: Option<Instant>) -> Body {
+        credit.answered(Response::new(Body::full("ok")), kind, asked).into_body()
     }
 
     fn in_force(credit: &Credit) -> Option<(usize, SetBy)> {
@@ -193,9 +232,9 @@ mod tests {
             let credit = credit(&admission).await;
             tokio::time::sleep(Duration::from_secs(4)).await;
             let late = credit.start.map(|start| start.at() + Duration::from_secs(3));
-            let body = credit.answered(StatusCode::OK, Kind::Unary, late).hold(Body::full("ok"));
+            let body = answered(credit, Kind::Unary, late);
             tokio::time::sleep(Duration::from_secs(60)).await;
-            drop(http_body_util::BodyExt::collect(body).await.expect("a whole body"));
+            drop(body.collect().await.expect("a whole body"));
         }
         let last = credit(&admission).await;
         let learned = last.shared.books().windows.view(0).and_then(|view| view.baseline);
@@ -206,8 +245,7 @@ mod tests {
     async fn one_who_leaves_before_the_head_leaves_a_ghost_and_one_who_leaves_later_none() {
         let admission = admission();
         let stays = credit(&admission).await;
-        let body = answered(credit(&admission).await).hold(Body::full("ok"));
-        drop(body);
+        drop(answered(credit(&admission).await, Kind::Unary, None));
         assert_eq!(in_force(&stays), Some((8, SetBy::Window)));
         drop(credit(&admission).await);
         assert_eq!(in_force(&stays), Some((7, SetBy::Abandoned)));
@@ -222,9 +260,54 @@ mod tests {
         let admission = admission();
         let mut streams = Vec::new();
         for _ in 0..20 {
-            streams.push(credit(&admission).await.answered(StatusCode::OK, Kind::Stream, None));
+            streams.push(answered(credit(&admission).await, Kind::Stream, None));
         }
-        let used = |class| streams[0].shared.books().ledger.used(class);
-        assert_eq!((used(Class::Unary), used(Class::Stream)), (0, 20));
+        let last = credit(&admission).await;
+        let used = |class| last.shared.books().ledger.used(class);
+        assert_eq!((used(Class::Unary), used(Class::Stream)), (1, 20));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_attempt_is_reported_once_and_a_call_by_its_status() {
+        let settings = Settings::for_tests();
+        let registry = Registry::new();
+        let endpoint = Endpoint::new(&settings, &settings.endpoints[0]).expect("usable settings");
+        let admission = Admission::new(&settings, vec![endpoint], &registry);
+        let count = |verdict: Verdict| {
+            let line = format!("verdict=\"{}\"}} ", verdict.label());
+            let page = registry.encode();
+            let found = page.lines().find_map(|found| Some(found.split_once(&*line)?.1.to_owned()));
+            found.expect("a line").parse::<u64>().expect("a number")
+        };
+        drop(credit(&admission).await);
+        drop(answered(credit(&admission).await, Kind::Unary, None));
+        credit(&admission).await.failed(Reason::ConnectFailed);
+        assert_eq!([Verdict::Unknown, Verdict::Good, Verdict::Unreachable].map(count), [1, 1, 1]);
+        for (status, ends, verdict) in [
+            (Some("0"), true, Verdict::Good),
+            (Some("13"), true, Verdict::ServerError),
+            (Some("8"), true, Verdict::Overloaded),
+            (None, true, Verdict::Good),
+            (None, false, Verdict::Unknown),
+        ] {
+            let trailers = status.map(|status| {
+                HeaderMap::from_iter([("grpc-status", status)].map(|(name, status)| {
+                    (http::HeaderName::from_static(name), http::HeaderValue::from_static(status))
+                }))
+            });
+            let body = Body::boxed(http_body_util::Full::new("call".into()).with_trailers(async { trailers.map(Ok) }));
+            let mut response = Response::new(body);
+            response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
+            let before = count(verdict);
+            let body = credit(&admission).await.answered(response, Kind::Stream, None).into_body();
+            assert_eq!(count(verdict), before, "it has only begun");
+            if ends {
+                drop(body.collect().await.expect("a whole body"));
+            } else {
+                drop(body);
+            }
+            assert_eq!(count(verdict), before + 1, "{status:?}");
+        }
+        assert_eq!(Verdict::FINAL.map(count).iter().sum::<u64>(), 8);
     }
 }
