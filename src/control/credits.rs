@@ -6,7 +6,7 @@
 //! Invariant: while somebody waits for a class, no endpoint has a free credit of that class. So nobody overtakes the
 //! queue, and a credit that comes back goes to the one who waited longest.
 
-use super::choice::Choice;
+use super::choice::{Choice, Load, Member};
 use super::queue::{Queue, Waiter};
 
 pub use super::ask::{Ask, Class};
@@ -72,26 +72,25 @@ impl Account {
         self.unary.used + self.stream.used
     }
 
-    fn has_room(self, class: Class, apart: bool) -> bool {
+    fn load(self, class: Class, apart: bool) -> Load {
         match class {
             // Streams that began with credits of their own count among the others once there is one class only.
-            _ if !apart => self.used() < self.unary.limit,
-            Class::Unary => self.unary.used < self.unary.limit,
-            Class::Stream => self.stream.used < self.stream.limit,
+            _ if !apart => Load { used: self.used(), limit: self.unary.limit },
+            Class::Unary => Load { used: self.unary.used, limit: self.unary.limit },
+            Class::Stream => Load { used: self.stream.used, limit: self.stream.limit },
         }
     }
 }
 
-/// Those who wait for a credit of one class, and how its endpoints are chosen.
+/// Those who wait for a credit of one class.
 #[derive(Debug)]
 struct Line<W> {
-    choice: Choice,
     queue: Queue<W>,
 }
 
 impl<W> Line<W> {
     fn new() -> Self {
-        Self { choice: Choice::default(), queue: Queue::default() }
+        Self { queue: Queue::default() }
     }
 }
 
@@ -99,6 +98,7 @@ impl<W> Line<W> {
 #[derive(Debug)]
 pub struct Ledger<W> {
     accounts: Vec<Account>,
+    choice: Choice,
     unary: Line<W>,
     streams: Line<W>,
     /// Whether streams have credits of their own; otherwise they take unary ones.
@@ -113,8 +113,15 @@ impl<W> Ledger<W> {
     #[must_use]
     pub fn new(endpoints: usize, in_flight: usize, streams: Option<usize>, max_waiting: usize) -> Self {
         let apart = streams.is_some();
-        let mut ledger =
-            Self { accounts: Vec::new(), unary: Line::new(), streams: Line::new(), apart, max_waiting, tickets: 0 };
+        let mut ledger = Self {
+            accounts: Vec::new(),
+            choice: Choice::default(),
+            unary: Line::new(),
+            streams: Line::new(),
+            apart,
+            max_waiting,
+            tickets: 0,
+        };
         for _ in 0..endpoints {
             let endpoint = ledger.open();
             ledger.set_limit(endpoint, Class::Unary, in_flight);
@@ -125,13 +132,14 @@ impl<W> Ledger<W> {
 
     /// Adds an endpoint, still without credits. Its number may be that of an endpoint whose last credit is back.
     pub fn open(&mut self) -> usize {
-        let vacant = self.accounts.iter_mut().enumerate().find(|(_, account)| account.is_vacant && account.used() == 0);
-        if let Some((at, account)) = vacant {
-            *account = Account::default();
-            return at;
+        let is_vacant = |account: &Account| account.is_vacant && account.used() == 0;
+        let at = self.accounts.iter().position(is_vacant).unwrap_or(self.accounts.len());
+        match self.accounts.get_mut(at) {
+            Some(account) => *account = Account::default(),
+            None => self.accounts.push(Account::default()),
         }
-        self.accounts.push(Account::default());
-        self.accounts.len() - 1
+        self.choice.join(at, Member::default(), None);
+        at
     }
 
     /// Takes an endpoint away. Credits of it that are out stay good; none is given any more.
@@ -139,6 +147,12 @@ impl<W> Ledger<W> {
         if let Some(account) = self.accounts.get_mut(endpoint) {
             (account.unary.limit, account.stream.limit, account.is_vacant) = (0, 0, true);
         }
+        self.choice.leave(endpoint);
+    }
+
+    /// How its endpoints are chosen.
+    pub fn choice(&mut self) -> &mut Choice {
+        &mut self.choice
     }
 
     /// Sets whether streams have credits of their own. What is out keeps its class; who waits keeps its place. Ask
@@ -176,13 +190,9 @@ impl<W> Ledger<W> {
 
     /// Takes a credit of an endpoint that has one.
     fn take(&mut self, ask: &Ask) -> Option<usize> {
-        let Self { accounts, unary, streams, apart, .. } = self;
-        let line = match ask.class {
-            Class::Unary => unary,
-            Class::Stream => streams,
-        };
-        let has_room = |at: usize| accounts.get(at).is_some_and(|account| account.has_room(ask.class, *apart));
-        let endpoint = line.choice.choose(accounts.len(), has_room)?;
+        let Self { accounts, choice, apart, .. } = self;
+        let load = |at: usize| accounts.get(at).map_or(Load::default(), |account| account.load(ask.class, *apart));
+        let endpoint = choice.choose(ask, load)?;
         accounts.get_mut(endpoint)?.purse(ask.class).used += 1;
         Some(endpoint)
     }
@@ -231,7 +241,7 @@ impl<W> Ledger<W> {
     pub fn exchange(&mut self, slot: &mut Slot) {
         let apart = self.apart;
         let Some(account) = self.accounts.get_mut(slot.endpoint) else { return };
-        if apart && slot.class == Class::Unary && account.has_room(Class::Stream, apart) {
+        if apart && slot.class == Class::Unary && account.load(Class::Stream, apart).has_room() {
             account.stream.used += 1;
             account.unary.used = account.unary.used.saturating_sub(1);
             slot.class = Class::Stream;

@@ -1,4 +1,4 @@
-//! The adaptive window against simulated services. The files beside this one each tell a load, a service and the ranges
+//! The adaptive window and the choice among endpoints against simulated services. The files beside this one each tell a load, a service and the ranges
 //! that must hold; a discrete-event simulation runs them with the product's own ledger and windows.
 
 mod script;
@@ -78,4 +78,23 @@ fn hardly_less_is_served_than_by_one_who_knows_the_capacity() {
     let worst = shares.iter().copied().fold(f64::INFINITY, f64::min);
     println!("mean {mean:.4}, worst {worst:.3}");
     assert!(mean >= 0.985 && worst >= 0.95, "mean {mean:.4}, worst {worst:.3}");
+}
+
+/// The slower a part of the pool is, the less it gets, so that hardly anybody notices.
+#[test]
+fn endpoints_that_are_slower_cost_the_others_little() {
+    let p99 = |odd: &str, policy: &str| {
+        let text = format!(
+            "time = \"40s\"\nservice = {{ endpoints = 16, workers = 8, mean = \"20ms\", odd = [{odd}] }}\n\
+             clients = {{ load = 0.9, patience = \"20s\" }}\n\
+             proxy = {{ count = 4, limit = 1000, policy = \"{policy}\" }}\n"
+        );
+        World::run(&Script::parse(policy.into(), &text)).figure("p99", 10.0, 40.0)
+    };
+    let quarter = "{ count = 4, slower = 4 }";
+    let (alike, slower) = (p99("", "least_loaded"), p99(quarter, "least_loaded"));
+    let by_turns = p99(quarter, "round_robin");
+    println!("alike {alike:.3} s, a quarter slower {slower:.3} s, by turns {by_turns:.3} s");
+    assert!(slower <= 1.5 * alike, "{slower} {alike}");
+    assert!(by_turns > 10.0 * slower, "{by_turns}");
 }

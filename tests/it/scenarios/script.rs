@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
+use headworks::control::choice::{self, Policy};
 use headworks::control::limit::{Bounds, Settings};
 use toml::{Table, Value};
 
@@ -24,6 +25,9 @@ pub(super) struct Script {
 
 #[derive(Clone, Debug)]
 pub(super) struct Service {
+    /// All alike, but for the odd ones.
+    pub(super) endpoints: usize,
+    /// Of each endpoint.
     pub(super) workers: f64,
     /// Mean time of one request that is alone, in seconds.
     pub(super) mean: f64,
@@ -35,6 +39,39 @@ pub(super) struct Service {
     /// This part of the requests fails within a millisecond.
     pub(super) errors: f64,
     pub(super) changes: Vec<Change>,
+    /// The first endpoints, one after another.
+    pub(super) odd: Vec<Odd>,
+    /// When the last endpoint comes, if it is not there from the beginning.
+    pub(super) joins: Option<f64>,
+}
+
+impl Service {
+    /// What is odd about an endpoint.
+    pub(super) fn odd(&self, endpoint: usize) -> Odd {
+        let mut first = 0;
+        let found = self.odd.iter().find(|odd| {
+            first += odd.count;
+            endpoint < first
+        });
+        found.copied().unwrap_or(Odd { count: 1, slower: 1.0, errors: self.errors, after: 0.0 })
+    }
+
+    /// Requests a second that all endpoints can do that answer.
+    pub(super) fn capacity(&self) -> f64 {
+        let of = |odd: Odd| if odd.errors < 1.0 { self.workers / (self.mean * odd.slower) } else { 0.0 };
+        (0..self.endpoints).map(|endpoint| of(self.odd(endpoint))).sum()
+    }
+}
+
+/// Endpoints that are not like the others.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Odd {
+    pub(super) count: usize,
+    /// How many times longer each request takes.
+    pub(super) slower: f64,
+    /// This part of the requests fails within a millisecond, after that time.
+    pub(super) errors: f64,
+    pub(super) after: f64,
 }
 
 /// From `at` on.
@@ -68,6 +105,7 @@ pub(super) struct Proxy {
     pub(super) limit: Settings,
     pub(super) queue: usize,
     pub(super) wait: f64,
+    pub(super) balance: choice::Settings,
 }
 
 /// A range that must hold between two moments.
@@ -103,6 +141,7 @@ impl Script {
 
 fn service(mut keys: Keys) -> Service {
     let service = Service {
+        endpoints: keys.number("endpoints", 1.0) as usize,
         workers: keys.number("workers", 16.0),
         mean: keys.time("mean", 0.1),
         law: match keys.text("law", "exponential").as_str() {
@@ -116,6 +155,8 @@ fn service(mut keys: Keys) -> Service {
         contention: keys.number("contention", 0.0),
         errors: keys.number("errors", 0.0),
         changes: keys.tables("change").into_iter().map(change).collect(),
+        odd: keys.tables("odd").into_iter().map(odd).collect(),
+        joins: keys.table.contains_key("joins").then(|| keys.time("joins", 0.0)),
     };
     keys.done();
     service
@@ -126,6 +167,17 @@ fn change(mut keys: Keys) -> Change {
         Change { at: keys.time("at", 0.0), workers: keys.number("workers", 1.0), slower: keys.number("slower", 1.0) };
     keys.done();
     change
+}
+
+fn odd(mut keys: Keys) -> Odd {
+    let odd = Odd {
+        count: keys.number("count", 1.0) as usize,
+        slower: keys.number("slower", 1.0),
+        errors: keys.number("errors", 0.0),
+        after: keys.time("after", 0.0),
+    };
+    keys.done();
+    odd
 }
 
 fn clients(mut keys: Keys) -> Clients {
@@ -162,6 +214,14 @@ fn proxy(mut keys: Keys) -> Proxy {
         limit,
         queue: keys.number("queue", 256.0) as usize,
         wait: keys.time("wait", 0.25),
+        balance: choice::Settings {
+            policy: match keys.text("policy", "least_loaded").as_str() {
+                "least_loaded" => Policy::LeastLoaded,
+                "round_robin" => Policy::RoundRobin,
+                other => panic!("unknown policy {other}"),
+            },
+            ..choice::Settings::default()
+        },
     };
     keys.done();
     proxy

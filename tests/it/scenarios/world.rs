@@ -4,8 +4,9 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
+use headworks::control::choice::{Member, Sample};
 use headworks::control::credits::{Answer, Ask, Class, Ledger, Slot, Ticket};
-use headworks::control::limit::{Outcome, Start};
+use headworks::control::limit::{Outcome, Start, View};
 use headworks::control::windows::{Begun, Windows};
 use tokio::time::Instant;
 
@@ -24,9 +25,11 @@ enum Event {
     Served(usize),
     Failed(usize),
     HasRead(usize),
-    /// The shared workers are done with one, unless something came between.
-    Shared(u64),
+    /// The shared workers of an endpoint are done with one, unless something came between.
+    Shared(usize, u64),
     Changes(usize),
+    /// The last endpoint comes.
+    Joins,
     Step,
 }
 
@@ -34,6 +37,7 @@ enum Event {
 struct Request {
     user: usize,
     proxy: usize,
+    endpoint: usize,
     arrived: f64,
     ticket: Option<Ticket>,
     slot: Option<Slot>,
@@ -51,11 +55,29 @@ struct Proxy {
     windows: Windows,
 }
 
+impl Proxy {
+    /// One more endpoint, of which nothing is known.
+    fn joins(&mut self, script: &Script, now: Instant, cold_since: Option<Instant>) {
+        let account = self.ledger.open();
+        let unix = Duration::from_millis(1_700_000_000_137);
+        self.windows.set(&mut self.ledger, account, (script.proxy.limit, 1024), now, unix);
+        self.ledger.choice().join(account, Member::default(), cold_since);
+    }
+
+    fn views(&self) -> impl Iterator<Item = View> {
+        (0..).map_while(|account| self.windows.view(account))
+    }
+}
+
 /// What happened within one step.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Step {
     arrived: usize,
     pub(super) good: usize,
+    failed: usize,
+    sent: usize,
+    /// Sent to the last endpoint.
+    sent_last: usize,
     refused: usize,
     left: usize,
     latency: f64,
@@ -73,13 +95,16 @@ pub(super) struct World {
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     count: u64,
     luck: Luck,
-    service: Service,
-    shared: u64,
+    services: Vec<Service>,
+    /// How often something came between, for each endpoint.
+    shared: Vec<u64>,
     proxies: Vec<Proxy>,
     requests: Vec<Request>,
     tries: Vec<u32>,
     reading: usize,
     steps: Vec<Step>,
+    /// When each good answer came, and how long it took.
+    latencies: Vec<(f64, f64)>,
 }
 
 impl World {
@@ -90,6 +115,9 @@ impl World {
         world.at(STEP, Event::Step);
         for (number, change) in script.service.changes.iter().enumerate() {
             world.at(change.at, Event::Changes(number));
+        }
+        if let Some(at) = script.service.joins {
+            world.at(at, Event::Joins);
         }
         while let Some(Reverse((nanos, _, event))) = world.events.pop() {
             world.now = nanos as f64 / 1e9;
@@ -104,11 +132,19 @@ impl World {
     fn new(script: &Script) -> Self {
         let began = Instant::now();
         let proxy = |_| {
-            let mut ledger = Ledger::new(1, 0, Some(1024), script.proxy.queue);
-            let mut windows = Windows::default();
-            let unix = Duration::from_millis(1_700_000_000_137);
-            windows.set(&mut ledger, 0, (script.proxy.limit, 1024), began, unix);
-            Proxy { ledger, windows }
+            let mut ledger = Ledger::new(0, 0, Some(1024), script.proxy.queue);
+            ledger.choice().set(script.proxy.balance);
+            let mut proxy = Proxy { ledger, windows: Windows::default() };
+            let late = usize::from(script.service.joins.is_some());
+            for _ in late..script.service.endpoints {
+                proxy.joins(script, began, None);
+            }
+            proxy
+        };
+        let service = |endpoint| {
+            let odd = script.service.odd(endpoint);
+            let settings = super::script::Service { mean: script.service.mean * odd.slower, ..script.service.clone() };
+            Service::new(&settings, script.seed + 1000 * endpoint as u64)
         };
         Self {
             began,
@@ -116,13 +152,14 @@ impl World {
             events: BinaryHeap::new(),
             count: 0,
             luck: Luck::new(script.seed),
-            service: Service::new(&script.service, script.seed),
-            shared: 0,
+            services: (0..script.service.endpoints).map(service).collect(),
+            shared: vec![0; script.service.endpoints],
             proxies: (0..script.proxy.count).map(proxy).collect(),
             requests: Vec::new(),
             tries: Vec::new(),
             reading: 0,
             steps: vec![Step::default()],
+            latencies: Vec::new(),
             script: script.clone(),
         }
     }
@@ -140,17 +177,12 @@ impl World {
         self.steps.last_mut().unwrap()
     }
 
-    /// Requests a second that the service can do at the beginning.
-    fn capacity(&self) -> f64 {
-        self.script.service.workers / self.script.service.mean
-    }
-
     fn happens(&mut self, event: Event) {
         match event {
             Event::Arrives => {
                 let load =
                     self.script.clients.load.iter().rev().find(|(at, _)| *at <= self.now).map_or(0.0, |step| step.1);
-                let gap = self.luck.exponential() / (load.max(1e-6) * self.capacity());
+                let gap = self.luck.exponential() / (load.max(1e-6) * self.script.service.capacity());
                 // A pause in the load must not outlast its end.
                 self.at(self.now + gap.min(0.5), Event::Arrives);
                 if gap <= 0.5 {
@@ -163,7 +195,7 @@ impl World {
             Event::WaitedEnough(id) => self.waited_enough(id),
             Event::Leaves(id) => self.leaves(id),
             Event::Served(id) => {
-                self.service.end();
+                self.services[self.requests[id].endpoint].end();
                 self.served(id);
             }
             Event::Failed(id) => self.failed(id),
@@ -171,21 +203,30 @@ impl World {
                 self.reading -= 1;
                 self.ends(id);
             }
-            Event::Shared(version) if version == self.shared => {
-                if let Some((id, _)) = self.service.next_shared(self.now) {
-                    self.service.end_shared(self.now);
+            Event::Shared(endpoint, version) if version == self.shared[endpoint] => {
+                if let Some((id, _)) = self.services[endpoint].next_shared(self.now) {
+                    self.services[endpoint].end_shared(self.now);
                     self.served(id);
                 }
             }
-            Event::Shared(_) => {}
+            Event::Shared(..) => {}
             Event::Changes(number) => {
-                self.service.change(self.now, self.script.service.changes[number]);
-                self.work();
+                for endpoint in 0..self.services.len() {
+                    self.services[endpoint].change(self.now, self.script.service.changes[number]);
+                    self.work(endpoint);
+                }
+            }
+            Event::Joins => {
+                let now = self.instant();
+                for proxy in 0..self.proxies.len() {
+                    self.proxies[proxy].joins(&self.script, now, Some(now));
+                    self.hand_out(proxy);
+                }
             }
             Event::Step => {
                 let sum = |read: &dyn Fn(&Proxy) -> usize| self.proxies.iter().map(read).sum::<usize>() as f64;
-                let limit = sum(&|proxy| proxy.windows.view(0).unwrap().found);
-                let measuring = sum(&|proxy| usize::from(proxy.windows.view(0).unwrap().is_measuring));
+                let limit = sum(&|proxy| proxy.views().map(|view| view.found).sum());
+                let measuring = sum(&|proxy| proxy.views().filter(|view| view.is_measuring).count());
                 let reading = self.reading as f64;
                 *self.step() = Step { limit, reading, measuring, ..*self.step() };
                 self.steps.push(Step::default());
@@ -213,6 +254,7 @@ impl World {
         self.requests.push(Request {
             user,
             proxy,
+            endpoint: 0,
             arrived: self.now,
             ticket: None,
             slot: None,
@@ -249,36 +291,48 @@ impl World {
     }
 
     fn send(&mut self, id: usize, slot: Slot) {
-        let now = self.instant();
+        let (now, endpoint) = (self.instant(), slot.endpoint());
         let proxy = &mut self.proxies[self.requests[id].proxy];
         let start = proxy.windows.on_start(&mut proxy.ledger, &slot, now);
         let request = &mut self.requests[id];
         (request.slot, request.start, request.sent, request.ticket) = (Some(slot), start, self.now, None);
-        if self.script.service.errors > 0.0 && self.luck.unit() < self.script.service.errors {
+        request.endpoint = endpoint;
+        self.step().sent += 1;
+        self.step().sent_last += usize::from(endpoint + 1 == self.services.len());
+        let odd = self.script.service.odd(endpoint);
+        if odd.errors > 0.0 && self.now >= odd.after && self.luck.unit() < odd.errors {
             self.at(self.now + 0.001, Event::Failed(id));
         } else {
-            self.service.take(self.now, id);
-            self.work();
+            self.services[endpoint].take(self.now, id);
+            self.work(endpoint);
         }
     }
 
-    /// The service goes on with what it has.
-    fn work(&mut self) {
-        while let Some((id, done)) = self.service.begin(self.now) {
+    /// An endpoint goes on with what it has.
+    fn work(&mut self, endpoint: usize) {
+        while let Some((id, done)) = self.services[endpoint].begin(self.now) {
             self.at(done, Event::Served(id));
         }
-        if let Some((_, done)) = self.service.next_shared(self.now) {
-            self.shared += 1;
-            self.at(done, Event::Shared(self.shared));
+        if let Some((_, done)) = self.services[endpoint].next_shared(self.now) {
+            self.shared[endpoint] += 1;
+            self.at(done, Event::Shared(endpoint, self.shared[endpoint]));
         }
+    }
+
+    fn learn(&mut self, id: usize, sample: Sample) {
+        let now = self.instant();
+        let request = &self.requests[id];
+        self.proxies[request.proxy].ledger.choice().learn(request.endpoint, sample, now);
     }
 
     fn served(&mut self, id: usize) {
         let latency = self.now - self.requests[id].sent;
         if !self.requests[id].is_over {
             self.requests[id].latency = Some(latency);
+            self.learn(id, Sample::Answered(span(latency)));
             self.step().good += 1;
             let waited = self.now - self.requests[id].arrived;
+            self.latencies.push((self.now, waited));
             self.step().latency += waited;
             let clients = &self.script.clients;
             let (slow, reading) = (clients.slow, clients.reading);
@@ -295,7 +349,7 @@ impl World {
                 self.ends(id);
             }
         }
-        self.work();
+        self.work(self.requests[id].endpoint);
     }
 
     fn ends(&mut self, id: usize) {
@@ -305,6 +359,8 @@ impl World {
 
     fn failed(&mut self, id: usize) {
         if !self.requests[id].is_over {
+            self.step().failed += 1;
+            self.learn(id, Sample::Failed { after: span(0.001), retry_after: None });
             self.over(id, Outcome::Failed(span(0.001)));
         }
     }
@@ -317,7 +373,9 @@ impl World {
         if let Some(ticket) = self.requests[id].ticket.take() {
             self.gives_up_place(id, ticket);
         } else {
-            self.over(id, Outcome::Left(span(self.now - self.requests[id].sent)));
+            let waited = span(self.now - self.requests[id].sent);
+            self.learn(id, Sample::Left(waited));
+            self.over(id, Outcome::Left(waited));
         }
         self.retries(id);
     }
@@ -345,14 +403,14 @@ impl World {
         let now = self.instant();
         let request = &mut self.requests[id];
         request.is_over = true;
-        let at = request.proxy;
+        let (at, endpoint) = (request.proxy, request.endpoint);
         let (slot, begun, start) = (request.slot.take(), request.begun.take(), request.start.take());
         let proxy = &mut self.proxies[at];
         if let Some(slot) = slot.or_else(|| proxy.windows.take_back(begun?)) {
             proxy.ledger.release(&slot);
         }
         if let Some(start) = start {
-            proxy.windows.on_end(&mut proxy.ledger, 0, start, outcome, now);
+            proxy.windows.on_end(&mut proxy.ledger, endpoint, start, outcome, now);
         }
         self.hand_out(at);
     }
@@ -371,6 +429,14 @@ impl World {
         }
     }
 
+    /// In seconds, of the answers that came between two moments.
+    fn quantile(&self, part: f64, from: f64, to: f64) -> f64 {
+        let came = self.latencies.iter().filter(|(at, _)| (from..to).contains(at));
+        let mut took: Vec<_> = came.map(|(_, took)| *took).collect();
+        took.sort_by(f64::total_cmp);
+        took[(took.len() as f64 * part) as usize]
+    }
+
     /// The figures between two moments.
     pub(super) fn figure(&self, name: &str, from: f64, to: f64) -> f64 {
         let range = (from / STEP).round() as usize..((to / STEP).round() as usize).min(self.steps.len() - 1);
@@ -380,18 +446,27 @@ impl World {
         let good = sum(|step| step.good as f64);
         match name {
             // In multiples of what the service could do at the beginning.
-            "goodput" => good / (count * STEP) / self.capacity(),
+            "goodput" => good / (count * STEP) / self.script.service.capacity(),
             "refused" => sum(|step| (step.refused + step.left) as f64) / sum(|step| step.arrived as f64),
             "limit" => sum(|step| step.limit) / count,
             // What is left of the limit for requests that the service works on.
             "working" => sum(|step| step.limit - step.reading) / count,
-            "limit_per_worker" => sum(|step| step.limit) / count / self.script.service.workers,
+            "limit_per_worker" => {
+                sum(|step| step.limit) / count / self.script.service.workers / self.services.len() as f64
+            }
             "measuring" => sum(|step| step.measuring) / count,
+            // Of the answers, those that tell of a fault.
+            "errors" => sum(|step| step.failed as f64) / (good + sum(|step| step.failed as f64)),
+            // What the last endpoint gets, as a part of what each would get.
+            "last_share" => {
+                sum(|step| step.sent_last as f64) / sum(|step| step.sent as f64) * self.services.len() as f64
+            }
+            "p99" => self.quantile(0.99, from, to),
             "latency" => sum(|step| step.latency) / good,
             "worst_goodput" => {
                 let windows = steps.windows((1.0 / STEP) as usize);
                 windows.map(|steps| steps.iter().map(|step| step.good).sum::<usize>()).min().unwrap() as f64
-                    / self.capacity()
+                    / self.script.service.capacity()
             }
             other => panic!("there is no figure {other}"),
         }
