@@ -74,6 +74,8 @@ reasons! {
     BodyTooLarge      = 413, "body_too_large",     "http_request_error",          Refused, false, "The request body is too large.";
     /// A rate limit of the route is used up.
     RateLimited       = 429, "rate_limited",       "http_request_denied",         Refused, false, "Too many requests; come back after the time in Retry-After.";
+    /// A fault that was ordered: the request is aborted on purpose, with any status.
+    FaultInjected     = 503, "fault_injected",     "proxy_internal_response",     Refused, false, "This answer is a fault made on purpose, to see what comes of it.";
     /// What all requests may hold together is reserved.
     MemoryExhausted   = 503, "memory_exhausted",   "connection_limit_reached",    Refused, false, "The proxy has no room for another request.";
     /// The waiting queue of the upstream is full.
@@ -130,6 +132,8 @@ reasons! {
     Deadline          = 504, "deadline",           "http_response_timeout",       Aborted, false, "The answer took longer than allowed.";
     /// An operator cancelled the exchange, or ended its connection.
     Cancelled         = 503, "cancelled_by_operator", "connection_terminated",    Aborted, false, "An operator cancelled the request.";
+    /// A fault that was ordered: the request is cut without an answer.
+    FaultReset        = 503, "fault_reset",        "connection_terminated",       Aborted, false, "The request was cut on purpose.";
     /// Cut at shutdown, after the grace time.
     Drained           = 503, "drained",            "connection_terminated",       Aborted, false, "The proxy shut down before the answer was complete.";
 }
@@ -183,6 +187,8 @@ impl fmt::Display for Reason {
 pub struct ProxyError {
     /// The row of the table.
     pub reason: Reason,
+    /// Instead of the status of that row.
+    pub status: Option<StatusCode>,
     /// When the client may come back; printed as `Retry-After` in whole seconds, rounded up.
     pub retry_after: Option<Duration>,
     /// Fields to add to the answer, such as `RateLimit`.
@@ -197,6 +203,13 @@ impl ProxyError {
         Self { source: Some(source.into()), ..Self::from(reason) }
     }
 
+    /// Answers with another status than the reason's own.
+    #[must_use]
+    pub fn status(mut self, status: StatusCode) -> Self {
+        self.status = Some(status);
+        self
+    }
+
     /// Adds the time after which the client may come back.
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
@@ -207,7 +220,7 @@ impl ProxyError {
 
 impl From<Reason> for ProxyError {
     fn from(reason: Reason) -> Self {
-        Self { reason, retry_after: None, headers: Vec::new(), source: None }
+        Self { reason, status: None, retry_after: None, headers: Vec::new(), source: None }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::config::{
     AccessLog, Action, Config, HostPattern, Match, PathPattern, Route, nearest, show_duration, show_rate, show_size,
 };
 use crate::control::limit;
+use crate::layers::fault;
 use crate::layers::headers::Edit;
 use crate::upstream::{self, HostPolicy};
 
@@ -61,6 +62,7 @@ fn explain(config: &Config, route: &Route) -> Page {
     page.layer("record", [("access log", access.to_owned())]);
     page.layer("trace", [("", "traceparent passed on or begun".to_owned())]);
     page.layer("errors", [("", "every refusal and failure is a whole answer with its reason".to_owned())]);
+    page.layer("fault", route.fault.iter().flat_map(fault));
     match (&route.action, route.upstream(&config.upstreams)) {
         (Action::Respond { status, content_type, body }, _) => {
             limits(&mut page, route, &show);
@@ -83,6 +85,24 @@ fn explain(config: &Config, route: &Route) -> Page {
     let stall = show_duration(route.stall_timeout);
     page.layer("stream", [("buffer", show_size(config.server.stream.buffer as u64)), ("stall_timeout", stall)]);
     page
+}
+
+/// What is done wrong on purpose.
+#[must_use]
+pub fn fault(settings: &fault::Settings) -> Vec<(&'static str, String)> {
+    let fault::Settings { share, delay, abort, slow_body, stall } = settings;
+    let abort = abort.map(|abort| match abort {
+        fault::Abort::Status(status) => status.as_u16().to_string(),
+        fault::Abort::Reset => "reset".to_owned(),
+    });
+    let rows = [
+        ("share", Some(fault::show_share(*share))),
+        ("delay", delay.map(show_duration)),
+        ("abort", abort),
+        ("slow_body", slow_body.map(|pace| format!("{}/s", show_size(pace.get().into())))),
+        ("stall", stall.map(show_duration)),
+    ];
+    rows.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
 }
 
 fn limits(page: &mut Page, route: &Route, show: &impl Fn(&str) -> String) {

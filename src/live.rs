@@ -7,6 +7,7 @@
 //! | an endpoint: its account, what its window has learned, whether it drains | its address is there | |
 //! | the connections to an endpoint | whatever a connection depends on is equal, the content of TLS files included | new ones; the old serve what they have and idle no more |
 //! | a route's record: its counts | its name is there | |
+//! | a route's faults: what an operator has ordered | its name is there | what is configured is brought in force |
 //! | a rate limit: its buckets | its settings and its route's name are equal | a new one with full buckets |
 //!
 //! Nothing is kept alive here: what a new snapshot does not point to goes with the last request that uses it, and comes
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::access_log::AccessLog;
 use crate::config::Config;
+use crate::layers::fault::Faults;
 use crate::layers::rate_limit::{self, Limiter};
 use crate::layers::record::RecordLayer;
 use crate::metrics::Registry;
@@ -37,6 +39,7 @@ struct Known {
     /// By route.
     limiters: HashMap<Arc<str>, Vec<(rate_limit::Settings, Weak<Limiter>)>>,
     records: Records,
+    faults: FaultsByRoute,
 }
 
 /// The state that a configuration needs, all of it built, and nothing changed yet.
@@ -45,10 +48,14 @@ pub struct Plan {
     upstreams: Vec<Planned>,
     limiters: Limiters,
     records: Records,
+    faults: FaultsByRoute,
 }
 
 /// The record of each route, and of requests that no route takes.
 pub type Records = HashMap<Arc<str>, RecordLayer>;
+
+/// What is done wrong on each route.
+pub type FaultsByRoute = HashMap<Arc<str>, Arc<Faults>>;
 
 /// The name under which requests are recorded that no route takes.
 pub const NO_ROUTE: &str = "-";
@@ -75,6 +82,12 @@ impl Plan {
     #[must_use]
     pub fn records(&self) -> &Records {
         &self.records
+    }
+
+    /// All faults.
+    #[must_use]
+    pub fn faults(&self) -> &FaultsByRoute {
+        &self.faults
     }
 
     /// All rate limits.
@@ -122,7 +135,14 @@ impl Live {
         };
         let names = config.routes.iter().map(|route| Arc::clone(&route.name));
         let records = names.chain([NO_ROUTE.into()]).map(record);
-        Ok(Plan { limiters: limiters.collect(), records: records.collect(), upstreams })
+        let faults = config.routes.iter().map(|route| {
+            let found = known.faults.get(&route.name).cloned();
+            let name = Arc::clone(&route.name);
+            let fresh = || Arc::new(Faults::new(Arc::clone(&name), &self.registry));
+            (Arc::clone(&name), found.unwrap_or_else(fresh))
+        });
+        let faults = faults.collect();
+        Ok(Plan { limiters: limiters.collect(), records: records.collect(), faults, upstreams })
     }
 
     /// Brings the settings of a plan in force and lets go of what it does not name.
@@ -142,6 +162,12 @@ impl Live {
             }
         }
         known.records = plan.records;
+        for route in &config.routes {
+            if let Some(faults) = plan.faults.get(&route.name) {
+                faults.configure(route.fault.clone());
+            }
+        }
+        known.faults = plan.faults;
         for (name, upstream) in before.upstreams {
             if let Some(gone) = upstream.upgrade().filter(|_| !known.upstreams.contains_key(&name)) {
                 gone.retire();

@@ -16,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::config::{self, Config, Peers};
 use crate::context::Shares;
 use crate::error::Reason;
+use crate::live::FaultsByRoute;
 use crate::router::Router;
 use crate::stack::{self, RouteService, Shared};
 use crate::upstream::Upstream;
@@ -29,6 +30,8 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     /// In the order of the configuration.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// What is done wrong on each route.
+    pub faults: FaultsByRoute,
     /// All routes.
     pub router: Router<Arc<Leaf>>,
     /// What serves a request that no route matches.
@@ -71,6 +74,7 @@ impl Snapshot {
             generation,
             config: Arc::clone(config),
             upstreams: shared.upstreams.clone(),
+            faults: shared.faults.clone(),
             router: Router::new(routes),
             no_route: refuse(Reason::NoRoute),
             malformed: refuse(Reason::BadRequest),

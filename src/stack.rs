@@ -15,6 +15,7 @@ use crate::config::{Action, Route};
 use crate::context::{Request, Response};
 use crate::error::{ProxyError, Reason};
 use crate::layers::deadline::DeadlineLayer;
+use crate::layers::fault::{FaultLayer, Faults};
 use crate::layers::forward::ForwardLayer;
 use crate::layers::headers::HeadersLayer;
 use crate::layers::rate_limit::RateLimitLayer;
@@ -24,7 +25,7 @@ use crate::layers::respond::{Redirect, Refuse, Respond};
 use crate::layers::rewrite::RewriteLayer;
 use crate::layers::trace::TraceLayer;
 use crate::layers::upload::UploadLayer;
-use crate::live::{Limiters, NO_ROUTE, Records};
+use crate::live::{FaultsByRoute, Limiters, NO_ROUTE, Records};
 use crate::metrics::Registry;
 use crate::upstream::{Calls, Upstream};
 
@@ -82,6 +83,8 @@ pub struct Shared {
     pub upstreams: Vec<Arc<Upstream>>,
     /// The rate limits of each route.
     pub limiters: Limiters,
+    /// What is done wrong on each route.
+    pub faults: FaultsByRoute,
 }
 
 /// The layers of a route; the top is the first to see a request.
@@ -90,7 +93,8 @@ pub fn route(route: &Route, shared: &Shared) -> RouteService {
     let top = ServiceBuilder::new()
         .layer(record(&route.name, shared)) // sees refusals too, and the end of every body
         .layer(TraceLayer) // passes on or begins the trace, which refusals are logged with as well
-        .layer(RenderLayer); // errors become answers; nothing above can fail
+        .layer(RenderLayer) // errors become answers; nothing above can fail
+        .layer(FaultLayer::new(faults(route, shared))); // wrong on purpose, before anything real is taken
     match &route.action {
         Action::Forward(upstream) => match shared.upstreams.get(*upstream) {
             Some(upstream) => RouteService::new(top.service(forward(route, shared, upstream))),
@@ -147,6 +151,11 @@ fn record(name: &str, shared: &Shared) -> RecordLayer {
 
 fn rate_limits(route: &Route, shared: &Shared) -> Option<RateLimitLayer> {
     shared.limiters.get(&route.name).map(|limiters| RateLimitLayer::new(limiters.clone()))
+}
+
+fn faults(route: &Route, shared: &Shared) -> Arc<Faults> {
+    let unknown = || Arc::new(Faults::new(Arc::clone(&route.name), &shared.registry));
+    shared.faults.get(&route.name).map_or_else(unknown, Arc::clone)
 }
 
 fn edits(route: &Route) -> Option<HeadersLayer> {

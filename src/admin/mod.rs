@@ -8,6 +8,7 @@
 //! | `access.rs` | who may ask: tokens, and browsers that are led here |
 //! | `reply.rs` | text for people and JSON for programs |
 //! | `streams.rs` `connections.rs` | what is open, and how to end it |
+//! | `faults.rs` | what is done wrong on purpose |
 //! | `upstreams.rs` | credits, queue and connections of each endpoint |
 //! | `select.rs` | how many rows are shown, and which |
 //! | `process.rs` | memory, descriptors and processor time, read when asked for |
@@ -15,6 +16,7 @@
 
 mod access;
 mod connections;
+mod faults;
 mod operator;
 mod process;
 mod reply;
@@ -94,6 +96,10 @@ impl Admin {
             }
             Verb::Connections => response(connections::list(&self.connections, &Selection::of(request)), form),
             Verb::Streams => response(streams::list(&self.connections, &Selection::of(request)), form),
+            Verb::Fault => {
+                let route = words.first().map_or("", String::as_str);
+                response(faults::order(&*self.operator, route, request), form)
+            }
             _ => response(self.reply(verb, &words).await, form),
         }
     }
@@ -114,7 +120,11 @@ impl Admin {
             Verb::Upstreams => Ok(upstreams::list(&operator.upstreams())),
             Verb::EndConnection => connections::end(&self.connections, word),
             Verb::CancelStream => streams::cancel(&self.connections, word),
-            Verb::Connections | Verb::Streams => Err(Denied::not_found("these are asked for with a selection")),
+            Verb::Connections | Verb::Streams | Verb::Fault => {
+                Err(Denied::not_found("these are asked for with a query"))
+            }
+            Verb::Faults => operator.faults(),
+            Verb::EndFault => operator.fault(word, None),
             Verb::LastReload => operator.last_reload(),
             Verb::Reload => operator.reload().await,
             Verb::Drains => operator.drains(),

@@ -4,11 +4,13 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::StatusCode;
 use serde_json::Value;
 
 use super::reply::Reply;
+use crate::layers::fault;
 use crate::upstream::Upstream;
 
 /// An answer that takes its time. What it does must survive being dropped half-way: the operator may leave.
@@ -42,6 +44,16 @@ pub trait Operator: Send + Sync {
 
     /// The endpoints that take no requests by order, and how many each still has.
     fn drains(&self) -> Result<Reply, Denied> {
+        Err(Denied::not_here())
+    }
+
+    /// What is done wrong on purpose, on which routes.
+    fn faults(&self) -> Result<Reply, Denied> {
+        Err(Denied::not_here())
+    }
+
+    /// Does wrong on a route for so long, or ends what was ordered.
+    fn fault(&self, _route: &str, _order: Option<(fault::Settings, Duration)>) -> Result<Reply, Denied> {
         Err(Denied::not_here())
     }
 

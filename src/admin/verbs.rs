@@ -25,6 +25,9 @@ pub(super) enum Verb {
     EndConnection,
     Streams,
     CancelStream,
+    Faults,
+    Fault,
+    EndFault,
 }
 
 impl Verb {
@@ -69,6 +72,9 @@ const ROWS: &[Row] = &[
     row(Verb::Drains, Method::GET, "/drain", "the endpoints that are out of service"),
     row(Verb::Drain, Method::POST, "/drain/UPSTREAM/ENDPOINT", "takes an endpoint out of service"),
     row(Verb::Undrain, Method::DELETE, "/drain/UPSTREAM/ENDPOINT", "lets it back"),
+    row(Verb::Faults, Method::GET, "/fault", "what is done wrong on purpose"),
+    row(Verb::Fault, Method::POST, "/fault/ROUTE", "does wrong on a route for a while"),
+    row(Verb::EndFault, Method::DELETE, "/fault/ROUTE", "ends that"),
 ];
 
 /// The list of all that can be asked for.

@@ -1,13 +1,16 @@
 //! What the operator can ask of the app.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 
+use super::faults;
 use crate::admin::{Denied, Later, Operator, Reply, Rows, is_endpoint};
 use crate::explain;
+use crate::layers::fault;
 use crate::reload::{Handle, Report, Trigger};
 use crate::snapshot::Current;
 use crate::upstream::{EndpointState, Upstream};
@@ -26,7 +29,18 @@ impl Operator for Desk {
     }
 
     fn stack(&self) -> String {
-        explain::all(&self.current.load().config)
+        let snapshot = self.current.load();
+        let mut text = explain::all(&snapshot.config);
+        for (route, fault) in faults::in_force(&snapshot) {
+            if let Some(ends_in) = fault.ends_in {
+                // Writing to a string does not fail.
+                let _ = writeln!(text, "\nordered on route {route}, for another {} s", ends_in.as_secs());
+                for (key, value) in explain::fault(&fault.settings) {
+                    let _ = writeln!(text, "  fault  {key}  {value}");
+                }
+            }
+        }
+        text
     }
 
     fn upstreams(&self) -> Vec<Arc<Upstream>> {
@@ -58,6 +72,14 @@ impl Operator for Desk {
                 ("generation", self.current.load().generation.into()),
             ])),
         }
+    }
+
+    fn faults(&self) -> Result<Reply, Denied> {
+        Ok(faults::list(&self.current.load()))
+    }
+
+    fn fault(&self, route: &str, order: Option<(fault::Settings, Duration)>) -> Result<Reply, Denied> {
+        faults::order(&self.current.load(), route, order)
     }
 
     fn drains(&self) -> Result<Reply, Denied> {

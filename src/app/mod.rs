@@ -5,9 +5,10 @@
 //! | `mod.rs` | [`App`]: build, run, drain |
 //! | `upgrade.rs` | hands the sockets over to another version of the program |
 //! | `notify.rs` | tells systemd, or the program before this one, how it is |
-//! | `desk.rs` | what the operator can ask for on the admin port |
+//! | `desk.rs` `faults.rs` | what the operator can ask for on the admin port |
 
 mod desk;
+mod faults;
 mod notify;
 mod upgrade;
 

@@ -3,6 +3,7 @@
 use http::{HeaderName, Method};
 
 use super::admin::{OpenPage, Token};
+use super::faults::{Abort, Pace, Share};
 use super::listen::{ListenAddress, Mode, Peers};
 use super::section::section;
 use super::values::{
@@ -276,6 +277,8 @@ section! {
         headers: Headers, default = {};
         /// Rates per key; all must have room.
         rate_limit: Many<RateLimit>, default = [];
+        /// What is done wrong on purpose.
+        fault: Fault, optional;
         /// The clocks of a call, where they differ from the upstream's.
         timeout: RouteTimeout, optional;
         /// Bytes of a request's body at most, or "off", where it differs from `[server]`.
@@ -346,6 +349,20 @@ section! {
         burst: Number<1, { u32::MAX }>, optional;
         /// Keys remembered at most.
         max_keys: Number<1, 10_000_000>, default = 100000;
+    }
+
+    /// What is done wrong on purpose, to see what clients and alarms make of it.
+    Fault "`fault`" {
+        /// The share of requests that it is done to.
+        share: Share, default = "100%";
+        /// How long one waits before anything else is done with it.
+        delay: Time, optional;
+        /// Answers with this status in the upstream's place; "reset" cuts without an answer.
+        abort: Abort, optional;
+        /// Bytes a second with which the answer's body is handed on.
+        slow_body: Pace, optional;
+        /// How long nothing more of the answer is read after its first part.
+        stall: Time, optional;
     }
 
     /// The clocks of a call, where they differ from the upstream's.

@@ -9,7 +9,7 @@
 //! | `decode.rs` | what a decoder is; strings by `{ env = ... }` and `{ file = ... }` |
 //! | `values.rs` `net.rs` `listen.rs` `web.rs` | the types of values: numbers and lists, addresses, what is about HTTP |
 //! | `key.rs` | what is counted, queued or steered apart |
-//! | `admin.rs` | what is written about the admin port |
+//! | `admin.rs` `faults.rs` | what is written about the admin port, and about faults made on purpose |
 //! | `effective.rs` | every key with its value, secrets hidden |
 //! | `units.rs` | durations, sizes and rates, read and printed |
 //! | `resolve/` | from the shape to [`Config`]: names, and what must fit together |
@@ -19,6 +19,7 @@ mod admin;
 mod decode;
 mod effective;
 mod error;
+mod faults;
 mod file;
 mod key;
 mod listen;
@@ -34,6 +35,7 @@ mod window;
 
 pub use self::admin::{OpenPage, Token};
 pub use self::error::Error;
+pub use self::faults::order as read_fault;
 pub use self::listen::{ListenAddress, Peers};
 pub use self::load::{from_upstream, keys, load, load_and_look, parse, schema};
 pub use self::suggest::nearest;
@@ -50,7 +52,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::body::UploadBounds;
-use crate::layers::{forward, headers, rate_limit, rewrite};
+use crate::layers::{fault, forward, headers, rate_limit, rewrite};
 use crate::upstream;
 
 /// A complete, checked configuration.
@@ -243,6 +245,8 @@ pub struct Route {
     pub rewrite: Option<rewrite::Settings>,
     /// Fields set, added and removed.
     pub headers: headers::Settings,
+    /// What is done wrong on purpose.
+    pub fault: Option<fault::Settings>,
     /// All must have room.
     pub rate_limits: Vec<rate_limit::Settings>,
     /// Overrides the upstream's.

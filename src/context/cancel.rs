@@ -114,6 +114,12 @@ impl RequestContext {
         self.wake();
     }
 
+    /// Ends the exchange at once, be a head out or not: the client gets no further word.
+    pub fn reset(&self, why: Reason) {
+        self.0.fate.why.set(why);
+        self.cut();
+    }
+
     fn wake(&self) {
         let task = self.0.fate.task().clone();
         if let Some(task) = task {
@@ -156,6 +162,14 @@ mod tests {
             assert_eq!(exchange.connection().is_ended(), with_connection);
             assert_eq!(exchange.notes().reason(), Some(Reason::Cancelled));
         }
+    }
+
+    #[test]
+    fn a_reset_leaves_nobody_to_answer() {
+        let exchange = exchange(Protocol::Http1);
+        exchange.reset(Reason::FaultReset);
+        assert!(exchange.is_cut() && exchange.connection().is_ended() && exchange.cancelled().is_none());
+        assert_eq!(exchange.notes().reason(), Some(Reason::FaultReset));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | `connection/oversight.rs` | what an operator sees of it, and how it is ended from outside |
 //! | `connections.rs` | [`Connections`]: all that are open |
 //! | `cancel.rs` | an exchange that an operator cancels |
+//! | `fault.rs` | what was done wrong to it on purpose |
 //! | `id.rs` | [`RequestId`] and [`TraceId`] |
 //! | `key.rs` | [`Key`]: what is counted, queued or steered apart |
 //! | `memory.rs` | [`Memory`]: the budget of bytes over all that is buffered |
@@ -18,6 +19,7 @@ mod cancel;
 mod client_cert;
 mod connection;
 mod connections;
+mod fault;
 mod id;
 mod key;
 mod memory;
@@ -40,6 +42,7 @@ use cancel::Fate;
 pub use client_cert::ClientCert;
 pub use connection::{Connection, Protocol};
 pub use connections::Connections;
+pub use fault::{Done, Fault};
 pub use id::{NoId, RequestId, TraceId};
 pub use key::{Key, Part};
 pub use memory::{Memory, Reserved, Shares};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 
-use super::TraceId;
+use super::{Done, TraceId};
 use crate::body::kind::Kind;
 use crate::error::Reason;
 
@@ -37,6 +37,8 @@ pub struct Notes {
     pub silent_since: Elapsed,
     /// Since when the client takes nothing, likewise; on HTTP/1 its connection knows it.
     pub blocked_since: Elapsed,
+    /// What was done wrong to it on purpose.
+    pub faults: Done,
     status: AtomicU16,
     kind: AtomicU8,
     reason: FirstReason,

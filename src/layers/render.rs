@@ -110,7 +110,7 @@ fn log(error: &ProxyError, context: Option<&RequestContext>) {
 /// The answer to any call but gRPC.
 fn problem(error: ProxyError, context: Option<&RequestContext>) -> Response {
     let reason = error.reason;
-    let status = reason.status();
+    let status = error.status.unwrap_or(reason.status());
     let body = serde_json::json!({
         "type": "about:blank",
         "title": status.canonical_reason().unwrap_or("Error"),
@@ -130,7 +130,7 @@ fn problem(error: ProxyError, context: Option<&RequestContext>) -> Response {
 /// gRPC over HTTP/2, "Trailers-Only": one header block, status 200, no body.
 fn trailers_only(error: ProxyError) -> Response {
     let mut response = Response::new(Body::empty());
-    let code = match error.reason.status() {
+    let code = match error.status.unwrap_or(error.reason.status()) {
         StatusCode::TOO_MANY_REQUESTS | StatusCode::PAYLOAD_TOO_LARGE => 8, // RESOURCE_EXHAUSTED
         StatusCode::GATEWAY_TIMEOUT => 4,                                   // DEADLINE_EXCEEDED
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => 12, // UNIMPLEMENTED

@@ -69,6 +69,7 @@ impl House {
             records: built.plan.records().clone(),
             upstreams: built.plan.upstreams(),
             limiters: built.plan.limiters().clone(),
+            faults: built.plan.faults().clone(),
         };
         self.live.commit(config, built.plan);
         Snapshot::new(config, &shared, built.doors, generation)

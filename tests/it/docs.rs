@@ -26,7 +26,8 @@ async fn every_metric_is_explained() {
     let origin = Origin::h1();
     let proxy = Proxy::from_toml(&format!(
         "[upstream.app]\nendpoints = [\"{}\"]\n[[route]]\nupstream = \"app\"\n\
-         rate_limit = [{{ name = \"r\", by = \"client\", rate = \"1000/s\" }}]\n",
+         rate_limit = [{{ name = \"r\", by = \"client\", rate = \"1000/s\" }}]\n\
+         [[route]]\nmatch.path = \"/fault\"\nupstream = \"app\"\nfault = {{ delay = \"1ms\" }}\n",
         origin.url()
     ));
     assert_eq!(get(proxy.public(), "/sse/2/1").await.status, 200);

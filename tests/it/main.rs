@@ -35,6 +35,7 @@ mod doors;
 mod drain;
 mod duties;
 mod expectations;
+mod faults;
 mod floods;
 mod floods_beside;
 mod floors;

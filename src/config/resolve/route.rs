@@ -10,7 +10,7 @@ use crate::config::file;
 use crate::config::values::{Located, Many, Name, Off, Size, Tried};
 use crate::config::web::{FieldValue, Fields, not_editable};
 use crate::config::{Action, HeaderMatch, Listener, Match, Route, Stream};
-use crate::layers::{forward, headers, rate_limit, rewrite};
+use crate::layers::{fault, forward, headers, rate_limit, rewrite};
 use crate::upstream::{Settings, Timeouts};
 
 /// What a route can refer to.
@@ -51,6 +51,7 @@ fn implied(known: &Known<'_>, cx: &mut Context<'_>) -> Option<Route> {
             forward: forward::Settings { upgrade: vec!["websocket".into()], methods: Vec::new() },
             rewrite: None,
             headers: headers::Settings::default(),
+            fault: None,
             rate_limits: Vec::new(),
             timeout: upstream.timeout,
             stall_timeout: known.stream.stall_timeout,
@@ -76,6 +77,7 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
     let headers =
         headers::Settings { request: edit(table.headers.request, cx), response: edit(table.headers.response, cx) };
     let rate_limits = rate_limits(table.rate_limit, cx);
+    let fault = table.fault.as_ref().map(|table| fault(table, cx));
     let rewrite_at = table.strip_prefix.as_ref().or(table.replace_prefix.as_ref()).map(|prefix| prefix.at.clone());
     let rewrite = rewrite_at.is_some().then(|| rewrite::Settings {
         strip: table.strip_prefix.map(|prefix| prefix.value.0).unwrap_or_default(),
@@ -105,6 +107,7 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
         matcher,
         rewrite,
         headers,
+        fault,
         rate_limits,
         timeout: timeouts(table.timeout, base),
         allow_half_close: table.allow_half_close.0,
@@ -241,6 +244,20 @@ fn edit(table: file::Edit, cx: &mut Context<'_>) -> headers::Edit {
     let (set, add) = (pairs(table.set), pairs(table.add));
     table.remove.items.iter().for_each(check);
     headers::Edit { remove: table.remove.items.into_iter().map(|name| name.value).collect(), set, add }
+}
+
+fn fault(table: &file::Fault, cx: &mut Context<'_>) -> fault::Settings {
+    let settings = fault::Settings {
+        share: table.share.0,
+        delay: table.delay.map(|delay| delay.0),
+        abort: table.abort.map(|abort| abort.0),
+        slow_body: table.slow_body.map(|pace| pace.0),
+        stall: table.stall.map(|stall| stall.0),
+    };
+    if let Some(why) = settings.wrong() {
+        cx.found.error(&table.at, why);
+    }
+    settings
 }
 
 fn rate_limits(tables: Many<file::RateLimit>, cx: &mut Context<'_>) -> Vec<rate_limit::Settings> {

@@ -129,8 +129,7 @@ impl Session {
         poll_fn(|cx| {
             self.connection.driven_by(cx.waker());
             if self.connection.is_ended() {
-                let drained = self.connection.cut() == Some(Reason::Drained);
-                return Poll::Ready(Until::Over(if drained { Ending::Drained } else { Ending::Cancelled }));
+                return Poll::Ready(Until::Over(self.connection.cut().map_or(Ending::Cancelled, Ending::cut)));
             }
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
                 // Our body broke off, and to this client the end of the connection would look like the body's.

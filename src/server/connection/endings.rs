@@ -29,6 +29,8 @@ endings! {
     Drained = "drained";
     /// An operator ended it.
     Cancelled = "cancelled_by_operator";
+    /// A fault that was ordered.
+    FaultReset = "fault_reset";
     /// The client left in the middle of a request.
     ClientGone = "client_gone";
     /// The client took nothing.
@@ -84,6 +86,7 @@ impl Ending {
             Reason::ClientFlood => Self::ClientFlood,
             Reason::Drained => Self::Drained,
             Reason::Cancelled => Self::Cancelled,
+            Reason::FaultReset => Self::FaultReset,
             _ => Self::Broken,
         }
     }
