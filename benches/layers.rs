@@ -12,7 +12,7 @@ use headworks::access_log::AccessLog;
 use headworks::body::Body;
 use headworks::context::{Connection, Part, Request, RequestContext, RequestId, Response};
 use headworks::error::ProxyError;
-use headworks::layers::deadline::DeadlineLayer;
+use headworks::layers::deadline::{self, DeadlineLayer};
 use headworks::layers::forward::ForwardLayer;
 use headworks::layers::rate_limit::{self, Limiter, RateLimitLayer};
 use headworks::layers::record::RecordLayer;
@@ -82,7 +82,7 @@ fn record(bencher: Bencher<'_, '_>) {
 
 #[divan::bench]
 fn deadline(bencher: Bencher<'_, '_>) {
-    measure(bencher, DeadlineLayer::new(Duration::from_secs(60)));
+    measure(bencher, DeadlineLayer::new(Some(Duration::from_secs(60)), deadline::Settings::default()).unwrap());
 }
 
 #[divan::bench]

@@ -82,6 +82,8 @@ reasons! {
     QueueFull         = 503, "queue_full",         "connection_limit_reached",    Refused, false, "The service is at its capacity and its queue is full.";
     /// The request waited its full time and no credit came free.
     QueueTimeout      = 503, "queue_timeout",      "connection_limit_reached",    Refused, false, "The service is at its capacity and no place came free in time.";
+    /// The time that the client allows was over before an upstream was asked.
+    DeadlinePassed    = 504, "deadline_passed",    "http_request_denied",         Refused, false, "The time that the request allows was over before it could be served.";
     /// The request has passed this program too often.
     LoopDetected      = 508, "loop_detected",      "proxy_loop_detected",         Refused, false, "The request runs in a circle.";
     /// No endpoint of the upstream can take a request.
@@ -100,6 +102,8 @@ reasons! {
     FirstByteTimeout  = 504, "first_byte_timeout", "http_response_timeout",       Failed,  false, "The service did not answer in time.";
     /// The whole exchange took longer than `timeout.total`.
     TotalTimeout      = 504, "total_timeout",      "http_response_timeout",       Failed,  false, "The request took longer than allowed.";
+    /// The time that the client allows was over before a response head.
+    DeadlineExceeded  = 504, "deadline_exceeded",  "http_response_timeout",       Failed,  false, "The service did not answer within the time that the request allows.";
     /// The upstream closed or reset the connection before a response head.
     UpstreamClosed    = 502, "upstream_closed",    "connection_terminated",       Failed,  false, "The service closed the connection without an answer.";
     /// The upstream's answer cannot be read.
@@ -128,7 +132,7 @@ reasons! {
     UpstreamStalled   = 504, "upstream_stalled",   "connection_read_timeout",     Aborted, false, "The service fell silent in the middle of its answer.";
     /// The upstream broke off in the middle of a body.
     UpstreamReset     = 502, "upstream_reset",     "http_response_incomplete",    Aborted, false, "The service broke off in the middle of its answer.";
-    /// `timeout.total` passed in the middle of a body.
+    /// `timeout.total`, or the time that the client allows, passed in the middle of a body.
     Deadline          = 504, "deadline",           "http_response_timeout",       Aborted, false, "The answer took longer than allowed.";
     /// An operator cancelled the exchange, or ended its connection.
     Cancelled         = 503, "cancelled_by_operator", "connection_terminated",    Aborted, false, "An operator cancelled the request.";

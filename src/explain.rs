@@ -10,6 +10,7 @@ use http::HeaderValue;
 use crate::config::{
     AccessLog, Action, Config, HostPattern, Match, PathPattern, Route, nearest, show_duration, show_rate, show_size,
 };
+use crate::control::allowance::{Field, Fields};
 use crate::control::limit;
 use crate::layers::fault;
 use crate::layers::headers::Edit;
@@ -76,7 +77,7 @@ fn explain(config: &Config, route: &Route) -> Page {
             page.layer("redirect", [("status", status.as_u16().to_string()), ("to", show(to))]);
         }
         (Action::Forward(_), Some(upstream)) => {
-            page.layer("deadline", [("total", clock(route.timeout.total))]);
+            deadline(&mut page, route);
             limits(&mut page, route, &show);
             forward(&mut page, route, upstream, &show);
         }
@@ -103,6 +104,21 @@ pub fn fault(settings: &fault::Settings) -> Vec<(&'static str, String)> {
         ("stall", stall.map(show_duration)),
     ];
     rows.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
+}
+
+fn deadline(page: &mut Page, route: &Route) {
+    let names = |fields: Fields| match fields {
+        fields if fields.is_empty() => "none".to_owned(),
+        fields if fields == Fields::all() => "all known fields".to_owned(),
+        fields => fields.iter().map(Field::name).collect::<Vec<_>>().join(", "),
+    };
+    let settings = &route.deadline;
+    let mut rows = vec![("total", clock(route.timeout.total)), ("believed", names(settings.believed))];
+    rows.extend(settings.max.map(|max| ("max", show_duration(max))));
+    if !settings.send.is_empty() {
+        rows.push(("send", names(settings.send)));
+    }
+    page.layer("deadline", rows);
 }
 
 fn limits(page: &mut Page, route: &Route, show: &impl Fn(&str) -> String) {

@@ -123,7 +123,7 @@ fn forward(
 ) -> impl Service<Request, Response = Response, Error = ProxyError, Future: Send + 'static> + Clone + Send + Sync + 'static
 {
     ServiceBuilder::new()
-        .option_layer(route.timeout.total.map(DeadlineLayer::new)) // one clock over the wait, the attempt and the body
+        .option_layer(DeadlineLayer::new(route.timeout.total, route.deadline)) // one clock over all that follows
         .option_layer(rate_limits(route, shared)) // a cheap refusal, before any credit is taken
         .layer(UploadLayer::new(route.upload)) // what is too large takes no credit; the body is read below only
         .layer(ForwardLayer::new(route.forward.clone())) // the duties of an intermediary, which edits may override

@@ -178,6 +178,10 @@ impl http_body::Body for Relay {
             return Poll::Ready(None);
         }
         match Pin::new(&mut this.inner).poll_frame(cx) {
+            // One that always has something ready never waits for its clocks.
+            Poll::Ready(Some(Ok(_))) if this.clocks.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+                this.cut(Reason::Deadline)
+            }
             Poll::Ready(Some(Ok(mut frame))) => {
                 if let Err(reason) = this.handed_on(&mut frame) {
                     return this.cut(reason);
@@ -373,5 +377,25 @@ mod tests {
             tokio::select! { () = producer => unreachable!("the consumer holds on"), reason = consumer => reason };
         assert_eq!(reason, Reason::Deadline);
         assert_eq!(Instant::now(), deadline);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_holds_for_a_body_that_is_always_ready() {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let endless =
+            futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(b"x"))));
+        let clocks = Clocks { idle: None, deadline: Some(deadline) };
+        let (body, log) = watched(Body::boxed(http_body_util::StreamBody::new(endless)));
+        let mut body = body.time(clocks);
+        let mut frames = 0;
+        let reason = loop {
+            match body.frame().await.expect("no end") {
+                Ok(_) => frames += 1,
+                Err(error) => break error.reason,
+            }
+            tokio::time::advance(Duration::from_secs(1)).await;
+        };
+        assert_eq!((reason, frames), (Reason::Deadline, 5));
+        assert_eq!(ends(&log), [End::Failed(Reason::Deadline)]);
     }
 }

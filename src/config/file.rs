@@ -13,6 +13,7 @@ use super::web::{FieldTest, FieldValue, Fields, Level, Prefix, Switch, Target};
 use super::window::{Algorithm, InFlight};
 use super::{AccessLog, HostPattern, PathPattern};
 use crate::context::Key;
+use crate::control::allowance::Field as TimeField;
 use crate::upstream::{EndpointSettings, HostPolicy, Protocol};
 
 const KIB: u64 = 1 << 10;
@@ -281,6 +282,8 @@ section! {
         fault: Fault, optional;
         /// The clocks of a call, where they differ from the upstream's.
         timeout: RouteTimeout, optional;
+        /// What clients say of the time that they wait.
+        deadline: Deadline, optional;
         /// Bytes of a request's body at most, or "off", where it differs from `[server]`.
         max_body_size: Off<Size<1, TIB>>, optional;
         /// The client's clocks, where they differ from `[stream]`.
@@ -373,6 +376,20 @@ section! {
         idle: OrOff, optional;
         /// The whole exchange, from receipt to the last byte, or "off".
         total: OrOff, optional;
+    }
+
+    /// What clients say of the time that they wait.
+    Deadline "`deadline`" {
+        /// Fields in which they are believed; a client can only shorten its time.
+        from: Many<TimeField>, default = [
+            "grpc-timeout", "connect-timeout-ms", "x-request-timeout", "request-timeout",
+            "x-envoy-expected-rq-timeout-ms", "x-stainless-timeout", "x-stainless-read-timeout"
+        ];
+        /// A longer time counts as this; absent, any is taken.
+        max: Time, optional;
+        /// Fields in which the service is told what is left, the route's own time included; absent, those that the
+        /// client sent, each less what was spent.
+        send: Many<TimeField>, default = [];
     }
 
     /// The client's clocks, where they differ from `[stream]`.

@@ -52,7 +52,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::body::UploadBounds;
-use crate::layers::{fault, forward, headers, rate_limit, rewrite};
+use crate::layers::{deadline, fault, forward, headers, rate_limit, rewrite};
 use crate::upstream;
 
 /// A complete, checked configuration.
@@ -251,6 +251,8 @@ pub struct Route {
     pub rate_limits: Vec<rate_limit::Settings>,
     /// Overrides the upstream's.
     pub timeout: upstream::Timeouts,
+    /// What clients say of the time that they wait.
+    pub deadline: deadline::Settings,
     /// A client that takes nothing for this long is cut.
     pub stall_timeout: Duration,
     /// What the body of a request is held to.

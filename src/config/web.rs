@@ -11,6 +11,7 @@ use super::effective::hidden;
 use super::error::{Problem, quote};
 use super::values::{Located, not_a_word, words};
 use super::{AccessLog, HostPattern, PathPattern, Secrets};
+use crate::control::allowance::Field as TimeField;
 
 words!(AccessLog, "\"json\", \"text\" or \"off\"", { "json" => Self::Json, "text" => Self::Text, "off" => Self::Off });
 
@@ -26,6 +27,16 @@ const OF_THE_CONNECTION: [HeaderName; 9] = [
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
 ];
+
+words!(TimeField, "a field such as \"grpc-timeout\" or \"x-request-timeout\"", {
+    "grpc-timeout" => Self::Grpc,
+    "connect-timeout-ms" => Self::Connect,
+    "x-request-timeout" => Self::XRequest,
+    "request-timeout" => Self::Request,
+    "x-envoy-expected-rq-timeout-ms" => Self::Envoy,
+    "x-stainless-timeout" => Self::Stainless,
+    "x-stainless-read-timeout" => Self::StainlessRead,
+});
 
 impl Scalar for HostPattern {
     const WHAT: &'static str = "a host name such as \"api.example.com\" or \"*.example.com\"";

@@ -3,6 +3,7 @@
 //!
 //! | file | decides |
 //! |---|---|
+//! | [`allowance`] | how long a client says that it waits, and what of it is left for the service |
 //! | [`ask`] | nothing: it is what a request wants of admission |
 //! | [`cancel_budget`] | how much begun work a client may throw away |
 //! | [`frame_budget`] | how many frames a client may send that carry nothing |
@@ -16,6 +17,7 @@
 //! | [`report`] | nothing: it is what an attempt tells about its endpoint |
 //! | [`drain_rate`] | when a refused client should come back |
 
+pub mod allowance;
 pub mod ask;
 pub mod cancel_budget;
 pub mod choice;

@@ -240,7 +240,11 @@ mod tests {
             let is_about_endpoint = reason.exit() == crate::error::Exit::Failed
                 && !matches!(
                     reason,
-                    Reason::PoolExhausted | Reason::TotalTimeout | Reason::UpgradeFailed | Reason::Internal
+                    Reason::PoolExhausted
+                        | Reason::TotalTimeout
+                        | Reason::DeadlineExceeded
+                        | Reason::UpgradeFailed
+                        | Reason::Internal
                 );
             assert_eq!(verdict != Verdict::Unknown, is_about_endpoint, "{reason}");
         }

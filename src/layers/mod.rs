@@ -6,7 +6,7 @@
 //! | [`trace`] | passes on or begins the W3C trace | - | below the record, which logs it |
 //! | [`render`] | turns an error into a whole answer | - | below the record; above it nothing fails |
 //! | [`fault`] | does wrong on purpose | `fault_injected` (any status), `fault_reset` | below the rendering of errors, above all that is real |
-//! | [`deadline`] | one clock over the whole exchange | `total_timeout` (504) | above everything that waits |
+//! | [`deadline`] | one clock over the whole exchange, the route's or the client's | `total_timeout`, `deadline_passed`, `deadline_exceeded` (504) | above everything that waits |
 //! | [`rate_limit`] | holds a rate per key | `rate_limited` (429) | above admission: a refusal takes no credit |
 //! | [`upload`] | holds request bodies to a size and clients to a pace | `body_too_large` (413), `upload_stalled`, `upload_slow` (408) | above admission, which a body too large never sees |
 //! | [`forward`] | does the duties of an intermediary | `upgrade_refused` (501) | before edits, which may override what it adds |

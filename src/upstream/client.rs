@@ -19,7 +19,8 @@ use super::settings::{EndpointSettings, Settings};
 use super::target::Target;
 use super::tls::ClientError;
 use crate::body::Body;
-use crate::context::{Request, Response};
+use crate::context::{Request, RequestContext, Response};
+use crate::control::allowance::Allowance;
 use crate::error::{ProxyError, Reason};
 
 #[cfg(test)]
@@ -116,6 +117,7 @@ impl Client {
     ) -> Result<http::Response<Incoming>, Failure> {
         let mut upload = None;
         let mut spare = None;
+        tell_time_left(request);
         if let Some(stream) = lease.stream().map(Arc::clone) {
             self.target.absolute_form(request).map_err(Failure::Failed)?;
             // A stream can be reset at any time, and hyper does not tell what an h2 upstream says beforehand.
@@ -167,12 +169,25 @@ impl Client {
 }
 
 /// hyper keeps what it is given, and a refused stream does not return it: so h2 requests without a body are copied.
+/// What the client said of its time, less what was spent until here: an upstream that works on after its client has
+/// given up works for nobody.
+fn tell_time_left(request: &mut Request) {
+    let Some(mut said) = request.extensions_mut().get_mut::<Allowance>().map(std::mem::take) else { return };
+    if let Some(spent) = request.extensions().get::<RequestContext>().map(|context| context.received_at().elapsed()) {
+        said.spend(request.headers_mut(), spent);
+    }
+    request.extensions_mut().insert(said);
+}
+
 fn without_body(request: &Request) -> Request {
     let mut copy = http::Request::new(Body::empty());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
+    if request.extensions().get::<Allowance>().is_some() {
+        *copy.extensions_mut() = request.extensions().clone();
+    }
     copy
 }
 

@@ -30,6 +30,7 @@ mod cli;
 mod connection_life;
 mod connections;
 mod corpus;
+mod deadlines;
 mod docs;
 mod doors;
 mod drain;

@@ -10,7 +10,7 @@ use crate::config::file;
 use crate::config::values::{Located, Many, Name, Off, Size, Tried};
 use crate::config::web::{FieldValue, Fields, not_editable};
 use crate::config::{Action, HeaderMatch, Listener, Match, Route, Stream};
-use crate::layers::{fault, forward, headers, rate_limit, rewrite};
+use crate::layers::{deadline, fault, forward, headers, rate_limit, rewrite};
 use crate::upstream::{Settings, Timeouts};
 
 /// What a route can refer to.
@@ -54,6 +54,7 @@ fn implied(known: &Known<'_>, cx: &mut Context<'_>) -> Option<Route> {
             fault: None,
             rate_limits: Vec::new(),
             timeout: upstream.timeout,
+            deadline: deadline::Settings::default(),
             stall_timeout: known.stream.stall_timeout,
             upload: known.stream.upload,
             allow_half_close: false,
@@ -87,7 +88,12 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
     let answers = table.upstream.is_none() && (table.respond.is_some() || table.redirect.is_some());
     let action = action(&table.at, table.upstream, table.respond, table.redirect, known, cx);
     if answers {
-        for (key, at) in [("the path is rewritten", rewrite_at), ("`timeout` is set", timeout_at)] {
+        let deadline_at = table.deadline.as_ref().map(|deadline| deadline.at.clone());
+        for (key, at) in [
+            ("the path is rewritten", rewrite_at),
+            ("`timeout` is set", timeout_at),
+            ("`deadline` is set", deadline_at),
+        ] {
             if let Some(at) = at {
                 cx.found.error(&at, format!("{key}, but the route forwards to no upstream"));
             }
@@ -110,6 +116,7 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
         fault,
         rate_limits,
         timeout: timeouts(table.timeout, base),
+        deadline: deadline(table.deadline),
         allow_half_close: table.allow_half_close.0,
         upload: upload(table.max_body_size, &table.stream, known.stream.upload),
         stall_timeout: table.stream.stall_timeout.map_or(known.stream.stall_timeout, |time| time.0),
@@ -124,6 +131,15 @@ fn timeouts(table: Option<file::RouteTimeout>, base: Timeouts) -> Timeouts {
         first_byte: table.first_byte.map_or(base.first_byte, |time| time.0),
         idle: table.idle.map_or(base.idle, |time| time.0),
         total: table.total.map_or(base.total, |time| time.0),
+    }
+}
+
+fn deadline(table: Option<file::Deadline>) -> deadline::Settings {
+    let Some(table) = table else { return deadline::Settings::default() };
+    deadline::Settings {
+        believed: table.from.items.into_iter().collect(),
+        max: table.max.map(|time| time.0),
+        send: table.send.items.into_iter().collect(),
     }
 }
 

@@ -31,7 +31,7 @@ mod wire;
 mod workers;
 
 pub(crate) use certs::Certs;
-pub(crate) use client::{Answer, Raw, channel, empty, get, h1, h2, h2_over, h2_tls, request};
+pub(crate) use client::{Answer, Payload, Raw, channel, empty, get, h1, h2, h2_over, h2_tls, request};
 pub(crate) use flood::Flood;
 pub(crate) use metrics::Metrics;
 pub(crate) use origin::{Origin, Record};
