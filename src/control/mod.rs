@@ -13,6 +13,7 @@
 //! | [`gcra`] | whether a rate-limited key has room, and when it will |
 //! | [`key_store`] | which of many rate-limited keys are remembered in bounded memory |
 //! | [`limit`] | how many credits an endpoint should have: fixed, or found by measuring |
+//! | [`published`] | what an upstream says of its load, and how many credits that leaves |
 //! | [`windows`] | the same for all endpoints of an upstream, and who else has a say |
 //! | [`report`] | nothing: it is what an attempt tells about its endpoint |
 //! | [`drain_rate`] | when a refused client should come back |
@@ -27,6 +28,7 @@ pub mod frame_budget;
 pub mod gcra;
 pub mod key_store;
 pub mod limit;
+pub mod published;
 pub mod queue;
 pub mod report;
 pub mod windows;

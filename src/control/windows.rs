@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::credits::{Class, Ledger, Slot};
 use super::limit::{Outcome, Settings, Start, View, Window};
+use super::published::steer::Caps;
 
 /// Who has the last word on the credits of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +27,16 @@ pub enum SetBy {
     Measuring,
     /// Requests that were given up, and that the endpoint may still be working on.
     Abandoned,
+    /// What the endpoint reports of its load.
+    Published,
     /// The operator: the endpoint drains.
     Drain,
 }
 
 impl SetBy {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Fixed, Self::Window, Self::Measuring, Self::Abandoned, Self::Drain];
+    pub const ALL: [Self; 6] =
+        [Self::Fixed, Self::Window, Self::Measuring, Self::Abandoned, Self::Published, Self::Drain];
 
     /// The name in metrics.
     #[must_use]
@@ -42,6 +46,7 @@ impl SetBy {
             Self::Window => "window",
             Self::Measuring => "measuring",
             Self::Abandoned => "abandoned",
+            Self::Published => "published",
             Self::Drain => "drain",
         }
     }
@@ -80,7 +85,7 @@ struct Entry {
     /// Stream credits without caps.
     streams: usize,
     /// At most one by each who may set one.
-    caps: Vec<(SetBy, usize)>,
+    caps: Vec<(SetBy, Limits)>,
     /// What the ledger was told last.
     told: Option<Limits>,
 }
@@ -93,14 +98,17 @@ struct Limits {
 }
 
 impl Entry {
-    /// The lowest cap, and who set it; the first of equals.
+    /// The lowest cap on unary credits, and who set it; the first of equals.
     fn cap(&self) -> Option<(SetBy, usize)> {
-        self.caps.iter().copied().min_by_key(|(_, cap)| *cap)
+        self.caps.iter().map(|(by, cap)| (*by, cap.unary)).min_by_key(|(_, cap)| *cap)
     }
 
     fn limits(&self) -> Limits {
-        let cap = self.cap().map_or(usize::MAX, |(_, cap)| cap);
-        Limits { unary: self.window.limit().min(cap), streams: self.streams.min(cap) }
+        let own = Limits { unary: self.window.limit(), streams: self.streams };
+        self.caps.iter().fold(own, |least, (_, cap)| Limits {
+            unary: least.unary.min(cap.unary),
+            streams: least.streams.min(cap.streams),
+        })
     }
 }
 
@@ -137,11 +145,36 @@ impl Windows {
 
     /// Allows an account no more than so many credits of each class, or lifts what the same one has set before.
     pub fn cap<W>(&mut self, ledger: &mut Ledger<W>, account: usize, by: SetBy, cap: Option<usize>) {
+        self.cap_each(ledger, account, by, Caps { unary: cap, streams: cap });
+    }
+
+    /// The same with another number for each class.
+    pub fn cap_each<W>(&mut self, ledger: &mut Ledger<W>, account: usize, by: SetBy, caps: Caps) {
         if let Some(entry) = self.get(account) {
             entry.caps.retain(|(known, _)| *known != by);
-            entry.caps.extend(cap.map(|cap| (by, cap)));
+            if caps != Caps::default() {
+                let all = usize::MAX;
+                let cap = Limits { unary: caps.unary.unwrap_or(all), streams: caps.streams.unwrap_or(all) };
+                entry.caps.push((by, cap));
+            }
         }
         self.tell(ledger, account);
+    }
+
+    /// The unary and the stream credits that an account has while nobody caps them or measures.
+    #[must_use]
+    pub fn uncapped(&self, account: usize) -> Option<(usize, usize)> {
+        let entry = self.all.get(account)?.as_ref()?;
+        Some((entry.window.view().found, entry.streams))
+    }
+
+    /// What one has set for an account; the default when that is nothing.
+    #[must_use]
+    pub fn cap_by(&self, account: usize, by: SetBy) -> Caps {
+        let entry = self.all.get(account).and_then(Option::as_ref);
+        let cap = entry.and_then(|entry| entry.caps.iter().find(|(known, _)| *known == by));
+        let bound = |credits: usize| (credits < usize::MAX).then_some(credits);
+        cap.map_or_else(Caps::default, |(_, cap)| Caps { unary: bound(cap.unary), streams: bound(cap.streams) })
     }
 
     /// A credit was given out. None when there is nothing to learn from it.

@@ -38,6 +38,9 @@ pub(super) struct Service {
     pub(super) contention: f64,
     /// This part of the requests fails within a millisecond.
     pub(super) errors: f64,
+    /// What it says of its load with each answer, and until when.
+    pub(super) reports: Option<Reports>,
+    pub(super) silent_from: f64,
     pub(super) changes: Vec<Change>,
     /// The first endpoints, one after another.
     pub(super) odd: Vec<Odd>,
@@ -72,6 +75,17 @@ pub(super) struct Odd {
     /// This part of the requests fails within a millisecond, after that time.
     pub(super) errors: f64,
     pub(super) after: f64,
+}
+
+/// What a service says of its load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reports {
+    /// How long the request waited for a worker: nothing, if the workers are shared.
+    Delay,
+    /// Requests inside for each worker.
+    Utilization,
+    /// How many requests it wants: one for each worker, and a fifth more.
+    Credit,
 }
 
 /// From `at` on.
@@ -154,6 +168,14 @@ fn service(mut keys: Keys) -> Service {
         is_sharing: keys.text("discipline", "queue") == "sharing",
         contention: keys.number("contention", 0.0),
         errors: keys.number("errors", 0.0),
+        reports: match keys.text("reports", "").as_str() {
+            "" => None,
+            "delay" => Some(Reports::Delay),
+            "utilization" => Some(Reports::Utilization),
+            "credit" => Some(Reports::Credit),
+            other => panic!("unknown report {other}"),
+        },
+        silent_from: keys.time("silent_from", f64::INFINITY),
         changes: keys.tables("change").into_iter().map(change).collect(),
         odd: keys.tables("odd").into_iter().map(odd).collect(),
         joins: keys.table.contains_key("joins").then(|| keys.time("joins", 0.0)),

@@ -137,6 +137,15 @@ impl Service {
         self.shared.pop_first();
     }
 
+    /// Requests inside for each worker.
+    pub(super) fn utilization(&self) -> f64 {
+        (self.busy + self.queue.len() + self.shared.len()) as f64 / self.workers.max(1.0)
+    }
+
+    pub(super) fn workers(&self) -> f64 {
+        self.workers
+    }
+
     fn rate(&self) -> f64 {
         let count = self.shared.len() as f64;
         if count == 0.0 { 0.0 } else { (self.workers / count).min(1.0) / self.slowdown(count) }

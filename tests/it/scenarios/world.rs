@@ -7,10 +7,12 @@ use std::time::Duration;
 use headworks::control::choice::{Member, Sample};
 use headworks::control::credits::{Answer, Ask, Class, Ledger, Slot, Ticket};
 use headworks::control::limit::{Outcome, Start, View};
-use headworks::control::windows::{Begun, Windows};
+use headworks::control::published::LoadReport;
+use headworks::control::published::heard::Heard;
+use headworks::control::windows::{Begun, SetBy, Windows};
 use tokio::time::Instant;
 
-use super::script::{Script, span};
+use super::script::{Reports, Script, span};
 use super::service::{Luck, Service};
 
 /// Length of a step of the record.
@@ -44,6 +46,8 @@ struct Request {
     begun: Option<Begun>,
     start: Option<Start>,
     sent: f64,
+    /// When a worker took it up.
+    taken: f64,
     /// The service's time, once it has answered.
     latency: Option<f64>,
     is_over: bool,
@@ -53,6 +57,7 @@ struct Request {
 struct Proxy {
     ledger: Ledger<usize>,
     windows: Windows,
+    heard: Heard,
 }
 
 impl Proxy {
@@ -134,7 +139,7 @@ impl World {
         let proxy = |_| {
             let mut ledger = Ledger::new(0, 0, Some(1024), script.proxy.queue);
             ledger.choice().set(script.proxy.balance);
-            let mut proxy = Proxy { ledger, windows: Windows::default() };
+            let mut proxy = Proxy { ledger, windows: Windows::default(), heard: Heard::default() };
             let late = usize::from(script.service.joins.is_some());
             for _ in late..script.service.endpoints {
                 proxy.joins(script, began, None);
@@ -224,8 +229,18 @@ impl World {
                 }
             }
             Event::Step => {
+                let now = self.instant();
+                for proxy in &mut self.proxies {
+                    proxy.heard.expire(&mut proxy.ledger, &mut proxy.windows, now);
+                }
                 let sum = |read: &dyn Fn(&Proxy) -> usize| self.proxies.iter().map(read).sum::<usize>() as f64;
-                let limit = sum(&|proxy| proxy.views().map(|view| view.found).sum());
+                let limit = sum(&|proxy| {
+                    let of = |(account, view): (usize, View)| match proxy.windows.in_force(account) {
+                        Some((credits, SetBy::Published)) => credits,
+                        _ => view.found,
+                    };
+                    proxy.views().enumerate().map(of).sum()
+                });
                 let measuring = sum(&|proxy| proxy.views().filter(|view| view.is_measuring).count());
                 let reading = self.reading as f64;
                 *self.step() = Step { limit, reading, measuring, ..*self.step() };
@@ -261,6 +276,7 @@ impl World {
             begun: None,
             start: None,
             sent: 0.0,
+            taken: 0.0,
             latency: None,
             is_over: false,
         });
@@ -311,6 +327,7 @@ impl World {
     /// An endpoint goes on with what it has.
     fn work(&mut self, endpoint: usize) {
         while let Some((id, done)) = self.services[endpoint].begin(self.now) {
+            self.requests[id].taken = self.now;
             self.at(done, Event::Served(id));
         }
         if let Some((_, done)) = self.services[endpoint].next_shared(self.now) {
@@ -330,6 +347,7 @@ impl World {
         if !self.requests[id].is_over {
             self.requests[id].latency = Some(latency);
             self.learn(id, Sample::Answered(span(latency)));
+            self.reports(id);
             self.step().good += 1;
             let waited = self.now - self.requests[id].arrived;
             self.latencies.push((self.now, waited));
@@ -350,6 +368,30 @@ impl World {
             }
         }
         self.work(self.requests[id].endpoint);
+    }
+
+    /// The service says with an answer what it has to do.
+    fn reports(&mut self, id: usize) {
+        let Some(reports) = self.script.service.reports.filter(|_| self.now < self.script.service.silent_from) else {
+            return;
+        };
+        let request = &self.requests[id];
+        let report = match reports {
+            Reports::Delay => {
+                let waited = (request.taken - request.sent).max(0.0);
+                LoadReport { queue_delay: Some(span(waited)), ..LoadReport::default() }
+            }
+            Reports::Utilization => {
+                LoadReport { utilization: Some(self.services[request.endpoint].utilization()), ..LoadReport::default() }
+            }
+            Reports::Credit => {
+                let credit = (self.services[request.endpoint].workers() * 1.2).ceil() as usize;
+                LoadReport { credit: Some(credit), ..LoadReport::default() }
+            }
+        };
+        let (now, latency) = (self.instant(), request.latency.map(span));
+        let Proxy { ledger, windows, heard } = &mut self.proxies[request.proxy];
+        heard.on_report((ledger, windows), (request.endpoint, Class::Unary), &report, latency, now);
     }
 
     fn ends(&mut self, id: usize) {
