@@ -77,6 +77,9 @@ fn explain(config: &Config, route: &Route) -> Page {
             page.layer("redirect", [("status", status.as_u16().to_string()), ("to", show(to))]);
         }
         (Action::Forward(_), Some(upstream)) => {
+            if route.publish_pressure {
+                page.layer("pressure", [("", "answers say how much the upstream has to do".to_owned())]);
+            }
             deadline(&mut page, route);
             limits(&mut page, route, &show);
             forward(&mut page, route, upstream, &show);
@@ -206,7 +209,16 @@ fn admission(page: &mut Page, upstream: &upstream::Settings) {
             format!("found by measuring for each endpoint: {initial} at first, {min} to {max}")
         }
     };
-    page.layer("admission", [("in flight", in_flight), ("streams", streams), ("queue", queue)]);
+    let mut rows = vec![("in flight", in_flight), ("streams", streams)];
+    if !upstream.published.is_heard {
+        rows.push(("reports", "not heard".to_owned()));
+    }
+    if let Some(agent) = &upstream.published.agent {
+        let (count, interval) = (agent.polls.len(), show_duration(agent.interval));
+        rows.push(("agents", format!("{count}, each asked every {interval}")));
+    }
+    rows.push(("queue", queue));
+    page.layer("admission", rows);
 }
 
 fn uses_tls(upstream: &upstream::Settings) -> bool {

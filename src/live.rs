@@ -151,8 +151,9 @@ impl Live {
         let before = std::mem::take(&mut *known);
         for Planned { name, upstream, change } in plan.upstreams {
             known.upstreams.insert(name, Arc::downgrade(&upstream));
-            if let Some(change) = change {
-                upstream.apply(change);
+            match change {
+                Some(change) => upstream.apply(change),
+                None => upstream.start(),
             }
         }
         for route in &config.routes {

@@ -13,11 +13,13 @@ use tower_service::Service;
 
 use crate::config::{Action, Route};
 use crate::context::{Request, Response};
+use crate::control::published::Pressure;
 use crate::error::{ProxyError, Reason};
 use crate::layers::deadline::DeadlineLayer;
 use crate::layers::fault::{FaultLayer, Faults};
 use crate::layers::forward::ForwardLayer;
 use crate::layers::headers::HeadersLayer;
+use crate::layers::pressure::PressureLayer;
 use crate::layers::rate_limit::RateLimitLayer;
 use crate::layers::record::RecordLayer;
 use crate::layers::render::RenderLayer;
@@ -123,6 +125,7 @@ fn forward(
 ) -> impl Service<Request, Response = Response, Error = ProxyError, Future: Send + 'static> + Clone + Send + Sync + 'static
 {
     ServiceBuilder::new()
+        .option_layer(pressure(route, upstream)) // above whatever refuses, which tells about pressure most
         .option_layer(DeadlineLayer::new(route.timeout.total, route.deadline)) // one clock over all that follows
         .option_layer(rate_limits(route, shared)) // a cheap refusal, before any credit is taken
         .layer(UploadLayer::new(route.upload)) // what is too large takes no credit; the body is read below only
@@ -156,6 +159,11 @@ fn rate_limits(route: &Route, shared: &Shared) -> Option<RateLimitLayer> {
 fn faults(route: &Route, shared: &Shared) -> Arc<Faults> {
     let unknown = || Arc::new(Faults::new(Arc::clone(&route.name), &shared.registry));
     shared.faults.get(&route.name).map_or_else(unknown, Arc::clone)
+}
+
+fn pressure(route: &Route, upstream: &Arc<Upstream>) -> Option<PressureLayer> {
+    let source: Arc<dyn Pressure> = Arc::<Upstream>::clone(upstream);
+    route.publish_pressure.then_some(PressureLayer(source))
 }
 
 fn edits(route: &Route) -> Option<HeadersLayer> {

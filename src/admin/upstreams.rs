@@ -15,6 +15,7 @@ const COLUMNS: &[&str] = &[
     "state",
     "credits_used",
     "credits_limit",
+    "published",
     "streams_used",
     "streams_limit",
     "queued",
@@ -46,6 +47,7 @@ fn row(upstream: &Upstream, state: &EndpointState, queued: usize) -> Vec<Value> 
         if state.is_draining { "draining" } else { "serving" }.into(),
         state.unary.used.into(),
         state.unary.limit.into(),
+        state.published.unary.map_or(Value::Null, Into::into),
         streams_used,
         streams_limit,
         queued.into(),
@@ -144,8 +146,8 @@ mod tests {
         let Reply::Rows(rows) = list(&upstreams()) else { panic!("no rows") };
         assert_eq!(rows.total, 2);
         assert!(rows.cells.iter().all(|row| row.len() == COLUMNS.len()));
-        let text: Vec<_> = rows.cells[1].iter().take(8).map(Value::to_string).collect();
-        assert_eq!(text, ["\"app\"", "\"http://b:1\"", "\"serving\"", "0", "3", "0", "2", "0"]);
+        let text: Vec<_> = rows.cells[1].iter().take(9).map(Value::to_string).collect();
+        assert_eq!(text, ["\"app\"", "\"http://b:1\"", "\"serving\"", "0", "3", "null", "0", "2", "0"]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use http::{HeaderName, Method};
 
 use super::admin::{OpenPage, Token};
+use super::agent::AgentUrl;
 use super::faults::{Abort, Pace, Share};
 use super::listen::{ListenAddress, Mode, Peers};
 use super::section::section;
@@ -192,6 +193,21 @@ section! {
         /// Event streams, upgrades and gRPC streams, counted apart; absent, they count as requests in flight when that is
         /// a number, and are 1024 otherwise.
         streams: Count, optional;
+        /// Whether what an endpoint reports of its load lowers its credits: ORCA's `endpoint-load-metrics`,
+        /// `x-headworks-credit`, `x-headworks-queue-delay-ms`.
+        published: Flag, default = true;
+        /// Whether clients see these reports.
+        pass_reports: Flag, default = false;
+        /// Who is asked for the credits of the endpoints; absent, nobody.
+        agent: Agent, optional;
+    }
+
+    /// Who is asked for the credits of the endpoints.
+    Agent "`agent`" {
+        /// Where it answers GET: `http://` or `https://`; `{endpoint}` stands for the host and port of each endpoint.
+        url: Located<AgentUrl>, required;
+        /// How often it is asked, give or take a tenth; 100ms to 5s.
+        interval: Located<Time>, default = "1s";
     }
 
     /// How the limit is found.
@@ -288,6 +304,9 @@ section! {
         max_body_size: Off<Size<1, TIB>>, optional;
         /// The client's clocks, where they differ from `[stream]`.
         stream: RouteStream, default = {};
+        /// Whether answers say how much the upstream has to do, for a proxy in front: `endpoint-load-metrics` and
+        /// `x-headworks-credit`.
+        publish_pressure: Flag, default = false;
     }
 
     /// Which requests. Every part that is set must match.

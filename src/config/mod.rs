@@ -10,12 +10,14 @@
 //! | `values.rs` `net.rs` `listen.rs` `web.rs` | the types of values: numbers and lists, addresses, what is about HTTP |
 //! | `key.rs` | what is counted, queued or steered apart |
 //! | `admin.rs` `faults.rs` | what is written about the admin port, and about faults made on purpose |
+//! | `agent.rs` | what is written about agents that know the credits of endpoints |
 //! | `effective.rs` | every key with its value, secrets hidden |
 //! | `units.rs` | durations, sizes and rates, read and printed |
 //! | `resolve/` | from the shape to [`Config`]: names, and what must fit together |
 //! | `error.rs` `suggest.rs` | the report: all errors, each in its place, with what was probably meant |
 
 mod admin;
+mod agent;
 mod decode;
 mod effective;
 mod error;
@@ -259,6 +261,8 @@ pub struct Route {
     pub upload: UploadBounds,
     /// Whether a client that closes its sending half still waits for its answer.
     pub allow_half_close: bool,
+    /// Whether answers say how much the upstream has to do.
+    pub publish_pressure: bool,
 }
 
 impl Route {

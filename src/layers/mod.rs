@@ -5,6 +5,7 @@
 //! | [`record`] | counts, times and logs every exchange, refusals too | - | at the top: sees all |
 //! | [`trace`] | passes on or begins the W3C trace | - | below the record, which logs it |
 //! | [`render`] | turns an error into a whole answer | - | below the record; above it nothing fails |
+//! | [`pressure`] | says how much the upstream has to do | - | above whatever refuses |
 //! | [`fault`] | does wrong on purpose | `fault_injected` (any status), `fault_reset` | below the rendering of errors, above all that is real |
 //! | [`deadline`] | one clock over the whole exchange, the route's or the client's | `total_timeout`, `deadline_passed`, `deadline_exceeded` (504) | above everything that waits |
 //! | [`rate_limit`] | holds a rate per key | `rate_limited` (429) | above admission: a refusal takes no credit |
@@ -18,6 +19,7 @@ pub mod deadline;
 pub mod fault;
 pub mod forward;
 pub mod headers;
+pub mod pressure;
 pub mod rate_limit;
 pub mod record;
 pub mod render;

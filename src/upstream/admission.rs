@@ -14,16 +14,17 @@ use super::books::Books;
 use super::credit::Credit;
 use super::endpoint::Endpoint;
 use crate::control::credits::{Answer, Ask, Class, Ticket};
+use crate::control::published::steer::Caps;
 use crate::entropy;
 use crate::error::{ProxyError, Reason};
-use crate::metrics::{Gauge, Histogram, Registry};
+use crate::metrics::{Counter, Gauge, Histogram, Registry};
 
 /// How often one who waits looks for credits that came free by time alone.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The one place where requests to an upstream wait. It takes other settings while it is in use.
 #[derive(Clone, Debug)]
-pub struct Admission(Arc<Shared>);
+pub struct Admission(pub(super) Arc<Shared>);
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -38,6 +39,7 @@ pub(super) struct Metrics {
     wait: Histogram,
     unary: Gauge,
     streams: Gauge,
+    pub(super) agent_failures: Counter,
 }
 
 impl Metrics {
@@ -56,6 +58,11 @@ impl Metrics {
             ),
             unary: credits("unary"),
             streams: credits("stream"),
+            agent_failures: registry.counter(
+                "headworks_agent_failures_total",
+                "Questions to an agent without an answer that can be read.",
+                &labels,
+            ),
         }
     }
 
@@ -96,6 +103,8 @@ pub struct EndpointState {
     pub unary: Credits,
     /// Those of streams, where they have their own.
     pub streams: Option<Credits>,
+    /// What reports of its load leave of them.
+    pub published: Caps,
 }
 
 /// Credits of one class of an endpoint.
@@ -145,6 +154,7 @@ impl Admission {
             in_flight: books.ledger.used_by(account),
             unary: credits(account, Class::Unary).unwrap_or_default(),
             streams: credits(account, Class::Stream),
+            published: books.published_caps(account),
         };
         books.members().map(state).collect()
     }
@@ -221,7 +231,7 @@ impl Admission {
         let until = asked_at + max_wait;
         let outcome = loop {
             // What time alone sets free wakes nobody.
-            let look = if self.0.books().windows.is_adaptive() { until.min(Instant::now() + LOOK) } else { until };
+            let look = if self.0.books().is_timed() { until.min(Instant::now() + LOOK) } else { until };
             match timeout_at(look, &mut granted).await {
                 Err(_) if look < until => {
                     let is_relieved = self.0.relieve(&mut self.0.books(), look);

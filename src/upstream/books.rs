@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::Settings;
 use super::endpoint::Endpoint;
+use super::published::{Counts, Published};
 use super::settings::{EndpointSettings, Limit};
 use crate::control::credits::{Class, Ledger, Slot};
 use crate::control::drain_rate::DrainRate;
@@ -21,6 +22,7 @@ pub(super) struct Books<W> {
     pub(super) ledger: Ledger<W>,
     pub(super) windows: Windows,
     pub(super) drain: DrainRate,
+    pub(super) published: Published,
     pub(super) max_wait: Duration,
     limit: Limit,
     /// By account.
@@ -43,6 +45,7 @@ struct MemberMetrics {
     credits: Gauge,
     set_by: [Gauge; SetBy::ALL.len()],
     attempts: [Counter; Verdict::FINAL.len()],
+    reports: Counts,
 }
 
 impl MemberMetrics {
@@ -62,6 +65,7 @@ impl MemberMetrics {
                 let help = "Attempts by what they said about the endpoint.";
                 registry.counter("headworks_endpoint_attempts_total", help, &labels)
             }),
+            reports: Counts::new(registry, upstream, endpoint),
         }
     }
 }
@@ -90,6 +94,7 @@ impl<W> Books<W> {
             ledger: Ledger::new(0, 0, settings.limit.streams.map(std::num::NonZeroUsize::get), settings.queue.max),
             windows: Windows::default(),
             drain: DrainRate::new(Instant::now(), credits),
+            published: Published::default(),
             max_wait: settings.queue.timeout,
             limit: settings.limit,
             members: Vec::new(),
@@ -112,6 +117,7 @@ impl<W> Books<W> {
                 gone.endpoint.client().set_closing(true);
                 self.ledger.close(at);
                 self.windows.remove(at);
+                self.published.heard.remove(at);
             }
         }
         self.order.clear();
@@ -138,6 +144,7 @@ impl<W> Books<W> {
             }
         }
         self.set_limits();
+        self.publish(settings, Instant::now());
     }
 
     fn find(&mut self, settings: &EndpointSettings) -> Option<(usize, &mut Member)> {
@@ -163,6 +170,7 @@ impl<W> Books<W> {
 
     /// A credit is given out: none when nothing is learned from it.
     pub(super) fn start(&mut self, slot: &Slot, now: Instant) -> Option<Start> {
+        self.expire(now);
         let start = self.windows.on_start(&mut self.ledger, slot, now);
         self.show_changes();
         start
@@ -170,9 +178,20 @@ impl<W> Books<W> {
 
     /// See [`Windows::relieve`].
     pub(super) fn relieve(&mut self, now: Instant) -> Option<usize> {
+        let is_expired = self.expire(now);
         let moved = self.windows.relieve(&mut self.ledger, now);
         self.show_changes();
-        moved
+        moved.or(is_expired.then_some(0))
+    }
+
+    /// Whether credits may come free by time alone.
+    pub(super) fn is_timed(&self) -> bool {
+        self.windows.is_adaptive() || self.published.heard.is_timed()
+    }
+
+    /// The counts of what an endpoint reports.
+    pub(super) fn counts(&self, account: usize) -> Option<&Counts> {
+        self.members.get(account)?.as_ref().map(|member| &member.metrics.reports)
     }
 
     /// What an attempt tells about the endpoint behind an account.
@@ -211,7 +230,7 @@ impl<W> Books<W> {
     }
 
     /// Brings the metrics up to date when a window has changed.
-    fn show_changes(&mut self) {
+    pub(super) fn show_changes(&mut self) {
         if self.windows.take_changed() {
             self.show_limits();
         }

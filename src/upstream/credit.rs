@@ -12,8 +12,9 @@ use super::endpoint::Endpoint;
 use crate::body::kind::{self, Kind};
 use crate::body::{End, Watch};
 use crate::context::Response;
-use crate::control::credits::Slot;
+use crate::control::credits::{Class, Slot};
 use crate::control::limit::{Outcome, Start};
+use crate::control::published::fields::{self, Found};
 use crate::control::report::{Report, Verdict};
 use crate::control::windows::Begun;
 use crate::error::Reason;
@@ -25,6 +26,9 @@ pub struct Credit {
     endpoint: Arc<Endpoint>,
     /// None once the answer has begun: then it is with the windows, which may move it.
     slot: Option<Slot>,
+    /// What the slot says, for when it is away.
+    account: usize,
+    class: Class,
     begun: Option<Begun>,
     /// When it was given out.
     since: Instant,
@@ -33,6 +37,8 @@ pub struct Credit {
     /// How long the service took to begin its answer, while the window waits for the end of it.
     head: Option<Duration>,
     outcome: Option<Outcome>,
+    /// How long the service took to begin its answer.
+    answered_after: Option<Duration>,
     /// What is told of the endpoint when the credit comes back; none when all has been told.
     report: Option<Report>,
 }
@@ -49,12 +55,15 @@ impl Credit {
         Self {
             shared: Arc::clone(shared),
             endpoint,
+            account: slot.endpoint(),
+            class: slot.class(),
             slot: Some(slot),
             begun: None,
             since,
             start,
             head: None,
             outcome: None,
+            answered_after: None,
             // Whoever drops a credit without a word has lost interest.
             report: Some(Report::unknown(Duration::ZERO)),
         }
@@ -79,7 +88,7 @@ impl Credit {
     /// stream credits, if one of them is free. The service's time runs from `asked`, the last byte of the request, if
     /// that was late.
     #[must_use]
-    pub fn answered(mut self, response: Response, kind: Kind, asked: Option<Instant>) -> Response {
+    pub fn answered(mut self, mut response: Response, kind: Kind, asked: Option<Instant>) -> Response {
         let now = Instant::now();
         let latency = now.saturating_duration_since(asked.map_or(self.since, |asked| asked.max(self.since)));
         let is_grpc = kind::is_grpc(response.headers());
@@ -112,8 +121,24 @@ impl Credit {
         if kind != Kind::Unary {
             self.exchange();
         }
+        self.class = self.slot.as_ref().map_or(self.class, Slot::class);
+        if let Some(found) = fields::read(response.headers()) {
+            // A refusal takes no time that tells anything.
+            let latency = (report.verdict != Verdict::Overloaded).then_some(latency);
+            self.hear(&found, latency, response.headers_mut());
+        }
+        self.answered_after = Some(latency);
         let held = Held { credit: self, waiting_since: None };
         response.map(|body| body.watch(Box::new(held)))
+    }
+
+    /// The endpoint says what it has to do. That is for this hop, and taken out of `fields`.
+    fn hear(&self, found: &Found, latency: Option<Duration>, fields: &mut HeaderMap) {
+        let is_passed = self.shared.books().hear((self.account, self.class), found, latency);
+        if !is_passed {
+            fields::remove(fields);
+        }
+        hand_out(&self.shared);
     }
 
     fn exchange(&mut self) {
@@ -173,6 +198,9 @@ impl Watch for Held {
     }
 
     fn trailers(&mut self, trailers: &mut HeaderMap) {
+        if let Some(found) = fields::read(trailers) {
+            self.credit.hear(&found, self.credit.answered_after, trailers);
+        }
         if let Some(pending) = &mut self.credit.report {
             *pending = Report::of_grpc(trailers, pending.latency).unwrap_or(*pending);
         }

@@ -8,6 +8,8 @@
 //! | `admission.rs` | [`Admission`]: credits, and the one queue in front of all endpoints |
 //! | `books.rs` | what the lock of admission guards: credits, and who stands behind them |
 //! | `credit.rs` | [`Credit`]: leave to use one endpoint once, and what its use tells |
+//! | `agent.rs` | asks agents for the credits of endpoints |
+//! | `published.rs` | what endpoints report of their load, and what is said of it to those in front |
 //! | `endpoint.rs` | [`Endpoint`]: its connections, and what they depend on |
 //! | `client.rs` | [`Client`]: sends one request to one endpoint |
 //! | `target.rs` | the form a request has on each version of HTTP |
@@ -20,6 +22,7 @@
 //! | `connect.rs`, `tls.rs`, `io.rs` | open the stream |
 
 mod admission;
+mod agent;
 mod answer;
 mod books;
 mod call;
@@ -33,6 +36,7 @@ mod handshake;
 mod hold;
 mod io;
 mod pool;
+mod published;
 mod service;
 mod settings;
 mod target;
@@ -48,6 +52,7 @@ pub use endpoint::Endpoint;
 pub use pool::PoolStats;
 pub use service::{Change, Upstream};
 pub use settings::{
-    Address, EndpointSettings, HostPolicy, Limit, Pool, Protocol, Queue, Scheme, Settings, Timeouts, Tls,
+    Address, Agent, EndpointSettings, HostPolicy, Limit, Poll, Pool, Protocol, Published, Queue, Scheme, Settings,
+    Timeouts, Tls,
 };
 pub use tls::ClientError;

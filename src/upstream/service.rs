@@ -1,8 +1,9 @@
 //! One upstream: its endpoints, with the one queue in front of them, under the settings that are in force.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::admission::EndpointState;
+use super::agent::{self, Asker};
 use super::endpoint::{Endpoint, Recipe};
 use super::{Admission, ClientError, Settings};
 use crate::metrics::Registry;
@@ -16,6 +17,7 @@ use crate::metrics::Registry;
 pub struct Upstream {
     name: Arc<str>,
     pub(super) admission: Admission,
+    agents: Mutex<Vec<Asker>>,
 }
 
 /// Other settings of an upstream, with everything built that could fail.
@@ -23,14 +25,26 @@ pub struct Upstream {
 pub struct Change {
     settings: Settings,
     endpoints: Vec<Arc<Endpoint>>,
+    agents: Vec<Option<Asker>>,
 }
 
 impl Upstream {
-    /// Fails when a certificate, a key or an authority cannot be read.
+    /// Fails when a certificate, a key or an authority cannot be read. Nothing runs by itself before
+    /// [`Upstream::start`].
     pub fn new(settings: &Settings, registry: &Registry) -> Result<Self, ClientError> {
         let endpoints = settings.endpoints.iter().map(|endpoint| Endpoint::new(settings, endpoint));
         let admission = Admission::new(settings, endpoints.collect::<Result<_, _>>()?, registry);
-        Ok(Self { name: Arc::clone(&settings.name), admission })
+        let agents = agent::prepare(settings, &[])?.into_iter().flatten().collect();
+        Ok(Self { name: Arc::clone(&settings.name), admission, agents: Mutex::new(agents) })
+    }
+
+    /// Begins to ask the agents, if there are any.
+    pub fn start(&self) {
+        self.agents().iter_mut().for_each(|agent| agent.start(&self.admission));
+    }
+
+    fn agents(&self) -> MutexGuard<'_, Vec<Asker>> {
+        self.agents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Builds what other settings need, and changes nothing.
@@ -45,12 +59,19 @@ impl Upstream {
                 None => Endpoint::new(settings, wanted),
             }
         });
-        Ok(Change { endpoints: endpoints.collect::<Result<_, _>>()?, settings: settings.clone() })
+        let endpoints = endpoints.collect::<Result<_, _>>()?;
+        let agents = agent::prepare(settings, &self.agents())?;
+        Ok(Change { endpoints, agents, settings: settings.clone() })
     }
 
     /// Brings other settings in force.
     pub fn apply(&self, change: Change) {
-        self.admission.apply(&change.settings, change.endpoints);
+        let Change { settings, endpoints, agents } = change;
+        self.admission.apply(&settings, endpoints);
+        let mut running = self.agents();
+        *running = agent::merge(&settings, std::mem::take(&mut *running), agents);
+        drop(running);
+        self.start();
     }
 
     /// No route leads here any more: connections are closed as soon as they idle. What is under way goes on.
@@ -58,6 +79,7 @@ impl Upstream {
         for EndpointState { endpoint, .. } in self.admission.endpoints() {
             endpoint.client().set_closing(true);
         }
+        self.agents().clear();
     }
 
     /// Its name.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::uri::Authority;
+use http::uri::{Authority, PathAndQuery};
 
 use crate::control::limit;
 
@@ -23,6 +23,8 @@ pub struct Settings {
     pub host: HostPolicy,
     /// How much is let through to each endpoint.
     pub limit: Limit,
+    /// What is made of reports of load.
+    pub published: Published,
     /// How many wait in front of all endpoints, and how long.
     pub queue: Queue,
     /// The clocks of a call.
@@ -121,6 +123,43 @@ impl Default for Limit {
             streams: NonZeroUsize::new(Self::STREAMS),
         }
     }
+}
+
+/// What is made of the endpoints' reports of their load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// Whether reports in answers lower credits.
+    pub is_heard: bool,
+    /// Whether clients see them.
+    pub is_passed: bool,
+    /// Who is asked beside.
+    pub agent: Option<Agent>,
+}
+
+impl Default for Published {
+    fn default() -> Self {
+        Self { is_heard: true, is_passed: false, agent: None }
+    }
+}
+
+/// Who is asked for the credits of endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// How often, give or take a tenth.
+    pub interval: Duration,
+    /// What is asked.
+    pub polls: Vec<Poll>,
+}
+
+/// One question that is asked again and again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Poll {
+    /// Who is asked.
+    pub address: Address,
+    /// For what.
+    pub path: PathAndQuery,
+    /// The endpoints that the answer is about.
+    pub about: Vec<Address>,
 }
 
 /// The waiting queue of an upstream, in front of all its endpoints.
@@ -224,6 +263,7 @@ impl Settings {
             protocol: Protocol::Auto,
             host: HostPolicy::Keep,
             limit: Limit::default(),
+            published: Published::default(),
             queue: Queue::default(),
             timeout: Timeouts::default(),
             pool: Pool::default(),

@@ -82,6 +82,7 @@ pub(super) fn settings(address: Address) -> Settings {
         protocol: Protocol::Auto,
         host: HostPolicy::Keep,
         limit: Limit::default(),
+        published: Published::default(),
         queue: Queue::default(),
         timeout: Timeouts { connect: Duration::from_secs(5), ..Timeouts::default() },
         pool: Pool { idle_timeout: Duration::from_secs(30), ..Pool::default() },

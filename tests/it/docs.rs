@@ -50,9 +50,15 @@ async fn every_metric_is_explained() {
 #[test]
 fn the_pages_link_to_what_is_there() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    for page in
-        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/signals.md", "docs/admin.md", "docs/strict.md"]
-    {
+    for page in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "docs/signals.md",
+        "docs/admin.md",
+        "docs/strict.md",
+        "docs/capacity.md",
+    ] {
         let text = std::fs::read_to_string(root.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let file = link.split('#').next().unwrap();

@@ -46,6 +46,7 @@ mod isolation;
 mod memory;
 mod metrics;
 mod open;
+mod published;
 mod reload;
 mod scenarios;
 mod sdk;

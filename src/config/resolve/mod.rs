@@ -1,6 +1,7 @@
 //! From the shape of the file to [`Config`]: defaults, names, and what must fit together.
 
 mod admin;
+mod agent;
 mod listener;
 mod route;
 mod upstream;

@@ -58,6 +58,7 @@ fn implied(known: &Known<'_>, cx: &mut Context<'_>) -> Option<Route> {
             stall_timeout: known.stream.stall_timeout,
             upload: known.stream.upload,
             allow_half_close: false,
+            publish_pressure: false,
         });
     }
     // An upstream that could not be read has been told about; that it is missing is only the consequence.
@@ -118,6 +119,7 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
         timeout: timeouts(table.timeout, base),
         deadline: deadline(table.deadline),
         allow_half_close: table.allow_half_close.0,
+        publish_pressure: table.publish_pressure.0,
         upload: upload(table.max_body_size, &table.stream, known.stream.upload),
         stall_timeout: table.stream.stall_timeout.map_or(known.stream.stall_timeout, |time| time.0),
         action,

@@ -16,7 +16,7 @@ use super::count;
 /// One upstream; none when it has no endpoint, which has then been said.
 pub(super) fn settings(
     name: Located<Name>,
-    table: file::Upstream,
+    mut table: file::Upstream,
     buffer: usize,
     cx: &mut Context<'_>,
 ) -> Option<Settings> {
@@ -25,6 +25,7 @@ pub(super) fn settings(
     let connections = table.pool.max_connections.0.map(|number| count(number.0));
     // Where every request needs a connection, more credits than those would only wait in the pool, and fail there.
     let most = connections.filter(|_| endpoints.iter().all(|endpoint| speaks_http1(endpoint, table.protocol.value)));
+    let published = super::agent::published(&mut table.limit, &endpoints, cx);
     let limit = limit(table.limit, most, cx);
     Some(Settings {
         name: name.value.0,
@@ -32,6 +33,7 @@ pub(super) fn settings(
         protocol: table.protocol.value,
         host: table.host,
         limit,
+        published,
         queue: Queue { max: usize::try_from(table.queue.max.0).unwrap_or(0), timeout: table.queue.timeout.0 },
         timeout: Timeouts {
             connect: table.timeout.connect.0,

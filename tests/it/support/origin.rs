@@ -279,6 +279,15 @@ impl Origin {
         Self::tcp(Speaks::Http1, None, Arc::new(move |request, scene| Box::pin(script(request, scene)) as ScriptFuture))
     }
 
+    /// The same over HTTP/2 by prior knowledge.
+    pub(crate) fn scripted_h2c<F, R>(script: F) -> Self
+    where
+        F: Fn(OriginRequest, Scene) -> R + Send + Sync + 'static,
+        R: Future<Output = Response<Script>> + Send + 'static,
+    {
+        Self::tcp(Speaks::H2c, None, Arc::new(move |request, scene| Box::pin(script(request, scene)) as ScriptFuture))
+    }
+
     /// HTTP/1.1 on a socket file.
     pub(crate) fn unix(path: &Path) -> Self {
         let runtime = runtime();
