@@ -78,6 +78,10 @@ reasons! {
     FaultInjected     = 503, "fault_injected",     "proxy_internal_response",     Refused, false, "This answer is a fault made on purpose, to see what comes of it.";
     /// What all requests may hold together is reserved.
     MemoryExhausted   = 503, "memory_exhausted",   "connection_limit_reached",    Refused, false, "The proxy has no room for another request.";
+    /// The proxy itself has too much to do.
+    ProxyBusy         = 503, "proxy_busy",         "proxy_internal_response",     Refused, false, "The proxy is too busy for this request.";
+    /// Too few requests of the route succeed to try all of them.
+    LowSuccessRate    = 503, "low_success_rate",   "proxy_internal_response",     Refused, false, "Too many requests to the service fail; this one was not tried.";
     /// The waiting queue of the upstream is full.
     QueueFull         = 503, "queue_full",         "connection_limit_reached",    Refused, false, "The service is at its capacity and its queue is full.";
     /// The request waited its full time and no credit came free.

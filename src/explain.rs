@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -80,6 +81,7 @@ fn explain(config: &Config, route: &Route) -> Page {
             if route.publish_pressure {
                 page.layer("pressure", [("", "answers say how much the upstream has to do".to_owned())]);
             }
+            classes(&mut page, config, route, &show);
             deadline(&mut page, route);
             limits(&mut page, route, &show);
             forward(&mut page, route, upstream, &show);
@@ -107,6 +109,26 @@ pub fn fault(settings: &fault::Settings) -> Vec<(&'static str, String)> {
         ("stall", stall.map(show_duration)),
     ];
     rows.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
+}
+
+fn classes(page: &mut Page, config: &Config, route: &Route, show: &impl Fn(&str) -> String) {
+    let settings = &route.priority;
+    let mut rows = vec![("class", settings.class.name().to_owned())];
+    if let Some(header) = &settings.header {
+        let trusted = &settings.trusted;
+        let nets = trusted.nets.iter().map(|net| show(&net.to_string()));
+        let unix = trusted.unix.then(|| "unix sockets".to_owned());
+        let fields = trusted.fields.iter().map(|(name, value)| format!("{name}: {}", shown(value)));
+        let who: Vec<_> = ["trusted proxies".to_owned()].into_iter().chain(nets).chain(unix).chain(fields).collect();
+        rows.push(("header", show(header.as_str())));
+        rows.push(("may raise", who.join(", ")));
+    }
+    page.layer("priority", rows);
+    let overload = &config.server.overload;
+    let memory = overload.memory.and_then(NonZeroU32::new).map_or_else(|| "off".to_owned(), fault::show_share);
+    page.layer("shed", [("delay", clock(overload.delay)), ("memory", memory)]);
+    let least = route.success_rate.map(|least| ("at least", fault::show_share(least)));
+    page.layer("success", least);
 }
 
 fn deadline(page: &mut Page, route: &Route) {

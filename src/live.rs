@@ -8,6 +8,7 @@
 //! | the connections to an endpoint | whatever a connection depends on is equal, the content of TLS files included | new ones; the old serve what they have and idle no more |
 //! | a route's record: its counts | its name is there | |
 //! | a route's faults: what an operator has ordered | its name is there | what is configured is brought in force |
+//! | what became of a route's requests | its share of successes and its route's name are equal | a new one that knows of nothing |
 //! | a rate limit: its buckets | its settings and its route's name are equal | a new one with full buckets |
 //!
 //! Nothing is kept alive here: what a new snapshot does not point to goes with the last request that uses it, and comes
@@ -21,6 +22,7 @@ use crate::config::Config;
 use crate::layers::fault::Faults;
 use crate::layers::rate_limit::{self, Limiter};
 use crate::layers::record::RecordLayer;
+use crate::layers::success_rate::Outcomes;
 use crate::metrics::Registry;
 use crate::upstream::{self, ClientError, Upstream};
 
@@ -40,6 +42,7 @@ struct Known {
     limiters: HashMap<Arc<str>, Vec<(rate_limit::Settings, Weak<Limiter>)>>,
     records: Records,
     faults: FaultsByRoute,
+    outcomes: OutcomesByRoute,
 }
 
 /// The state that a configuration needs, all of it built, and nothing changed yet.
@@ -49,6 +52,7 @@ pub struct Plan {
     limiters: Limiters,
     records: Records,
     faults: FaultsByRoute,
+    outcomes: OutcomesByRoute,
 }
 
 /// The record of each route, and of requests that no route takes.
@@ -56,6 +60,9 @@ pub type Records = HashMap<Arc<str>, RecordLayer>;
 
 /// What is done wrong on each route.
 pub type FaultsByRoute = HashMap<Arc<str>, Arc<Faults>>;
+
+/// What became of the requests of each route that goes by it.
+pub type OutcomesByRoute = HashMap<Arc<str>, Arc<Outcomes>>;
 
 /// The name under which requests are recorded that no route takes.
 pub const NO_ROUTE: &str = "-";
@@ -88,6 +95,12 @@ impl Plan {
     #[must_use]
     pub fn faults(&self) -> &FaultsByRoute {
         &self.faults
+    }
+
+    /// All outcomes that are kept.
+    #[must_use]
+    pub fn outcomes(&self) -> &OutcomesByRoute {
+        &self.outcomes
     }
 
     /// All rate limits.
@@ -142,7 +155,13 @@ impl Live {
             (Arc::clone(&name), found.unwrap_or_else(fresh))
         });
         let faults = faults.collect();
-        Ok(Plan { limiters: limiters.collect(), records: records.collect(), faults, upstreams })
+        let outcomes = config.routes.iter().filter_map(|route| {
+            let least = route.success_rate?;
+            let found = known.outcomes.get(&route.name).filter(|known| known.least() == least).cloned();
+            Some((Arc::clone(&route.name), found.unwrap_or_else(|| Arc::new(Outcomes::new(least)))))
+        });
+        let outcomes = outcomes.collect();
+        Ok(Plan { limiters: limiters.collect(), records: records.collect(), faults, outcomes, upstreams })
     }
 
     /// Brings the settings of a plan in force and lets go of what it does not name.
@@ -169,6 +188,7 @@ impl Live {
             }
         }
         known.faults = plan.faults;
+        known.outcomes = plan.outcomes;
         for (name, upstream) in before.upstreams {
             if let Some(gone) = upstream.upgrade().filter(|_| !known.upstreams.contains_key(&name)) {
                 gone.retire();

@@ -20,14 +20,17 @@ use crate::layers::fault::{FaultLayer, Faults};
 use crate::layers::forward::ForwardLayer;
 use crate::layers::headers::HeadersLayer;
 use crate::layers::pressure::PressureLayer;
+use crate::layers::priority::PriorityLayer;
 use crate::layers::rate_limit::RateLimitLayer;
 use crate::layers::record::RecordLayer;
 use crate::layers::render::RenderLayer;
 use crate::layers::respond::{Redirect, Refuse, Respond};
 use crate::layers::rewrite::RewriteLayer;
+use crate::layers::shed::ShedLayer;
+use crate::layers::success_rate::SuccessRateLayer;
 use crate::layers::trace::TraceLayer;
 use crate::layers::upload::UploadLayer;
-use crate::live::{FaultsByRoute, Limiters, NO_ROUTE, Records};
+use crate::live::{FaultsByRoute, Limiters, NO_ROUTE, OutcomesByRoute, Records};
 use crate::metrics::Registry;
 use crate::upstream::{Calls, Upstream};
 
@@ -87,6 +90,10 @@ pub struct Shared {
     pub limiters: Limiters,
     /// What is done wrong on each route.
     pub faults: FaultsByRoute,
+    /// What became of the requests of each route that goes by it.
+    pub outcomes: OutcomesByRoute,
+    /// Sheds on all routes alike.
+    pub shed: ShedLayer,
 }
 
 /// The layers of a route; the top is the first to see a request.
@@ -126,6 +133,9 @@ fn forward(
 {
     ServiceBuilder::new()
         .option_layer(pressure(route, upstream)) // above whatever refuses, which tells about pressure most
+        .layer(PriorityLayer::new(route.priority.clone())) // how much it matters, for all that refuse by class
+        .layer(shared.shed.clone()) // while the proxy itself has too much to do, before anything is done
+        .option_layer(shared.outcomes.get(&route.name).cloned().map(SuccessRateLayer::new)) // what would fail anyway
         .option_layer(DeadlineLayer::new(route.timeout.total, route.deadline)) // one clock over all that follows
         .option_layer(rate_limits(route, shared)) // a cheap refusal, before any credit is taken
         .layer(UploadLayer::new(route.upload)) // what is too large takes no credit; the body is read below only

@@ -28,6 +28,7 @@ use crate::config::{self, Config, ListenAddress};
 use crate::context::Connections;
 use crate::metrics::Registry;
 use crate::reload::{Handle, House, Parts, SetLevel, Trigger};
+use crate::server::overload::Delay;
 use crate::server::{self, Cut, Entry, Grace, Inherited, Listeners, Listening, Prepared, Server};
 use crate::snapshot::Current;
 use crate::tasks;
@@ -72,6 +73,7 @@ pub struct App {
     listeners: Arc<Listeners>,
     prepared: Prepared,
     reload: Handle,
+    delay: Delay,
     admin: Option<admin::Bound>,
     ready: Arc<AtomicBool>,
     access_log: Option<AccessLog>,
@@ -131,6 +133,7 @@ impl App {
             .prepare(&doors)
             .map_err(|error| StartError::new(format!("cannot listen on {}", error.what), error.cause))?;
         let (source, set_level) = (setup.source, setup.set_level);
+        let delay = Delay::new(Arc::clone(&current), Arc::clone(house.strain()), &registry);
         let parts = Parts { source, house, server: Arc::clone(&server), listeners: Arc::clone(&listeners), set_level };
         let reload = Handle::new(parts, Arc::clone(&current), &registry);
         let ready = Arc::new(AtomicBool::new(false));
@@ -153,6 +156,7 @@ impl App {
             listeners,
             prepared,
             reload,
+            delay,
             admin,
             ready,
             access_log,
@@ -182,6 +186,7 @@ impl App {
         let admin_socket = admin.as_ref().map(admin::Bound::socket);
         let mut admin = admin.map(|bound| tasks::spawn(bound.serve()));
         let watch = tasks::spawn(self.reload.clone().watch());
+        let _measured = tasks::spawn(self.delay.clone().measure());
         self.ready.store(true, Relaxed);
         self.notifier.ready();
         let heir = self.until_stop(&mut orders, admin_socket.as_deref()).await;

@@ -6,6 +6,7 @@ use super::admin::{OpenPage, Token};
 use super::agent::AgentUrl;
 use super::faults::{Abort, Pace, Share};
 use super::listen::{ListenAddress, Mode, Peers};
+use super::priority::PriorityOf;
 use super::section::section;
 use super::values::{
     File, Flag, Free, Located, Many, Name, Named, Number, Off, OrAuto, OrOff, Rate, Size, Tables, Time, Tried, Wait,
@@ -13,7 +14,7 @@ use super::values::{
 use super::web::{FieldTest, FieldValue, Fields, Level, Prefix, Switch, Target};
 use super::window::{Algorithm, InFlight};
 use super::{AccessLog, HostPattern, PathPattern};
-use crate::context::Key;
+use crate::context::{Key, Priority};
 use crate::control::allowance::Field as TimeField;
 use crate::upstream::{EndpointSettings, HostPolicy, Protocol};
 
@@ -60,6 +61,8 @@ section! {
         max_requests: Count, optional;
         /// Bytes that all connections and requests may hold together; "auto" is half of what the process may use.
         memory: OrAuto<Located<Size<{ 4 * MIB }, TIB>>>, default = "auto";
+        /// When requests are turned away because the proxy itself has too much to do.
+        overload: Overload, default = {};
         /// HTTP/2 requests that one connection may cancel at once; more come back with answers taken, and with time.
         cancel_budget: Count, default = 100;
         /// HTTP/2 streams at most on one client connection.
@@ -92,6 +95,16 @@ section! {
         idle: Time, default = "75s";
         /// How long a connection may live, give or take a tenth; it then ends politely. Or "off".
         age: OrOff, default = "1h";
+    }
+
+    /// When requests are turned away because the proxy itself has too much to do.
+    Overload "`server.overload`" {
+        /// When the proxy's own tasks run later than this for a second on end, requests are turned away until they do
+        /// not: background first, protected never; or "off".
+        delay: OrOff, default = "250ms";
+        /// The share of `memory` that background requests may find reserved; of the rest, four fifths are for default
+        /// requests too, and nine tenths for critical ones; or "off".
+        memory: Off<Share>, default = "75%";
     }
 
     /// A listener with a name or with TLS.
@@ -298,6 +311,10 @@ section! {
         fault: Fault, optional;
         /// The clocks of a call, where they differ from the upstream's.
         timeout: RouteTimeout, optional;
+        /// How much its requests matter when not all can be served: a class, or a table that says who may name another.
+        priority: Located<PriorityOf>, optional;
+        /// What is not tried at all.
+        shed: Shed, optional;
         /// What clients say of the time that they wait.
         deadline: Deadline, optional;
         /// Bytes of a request's body at most, or "off", where it differs from `[server]`.
@@ -395,6 +412,24 @@ section! {
         idle: OrOff, optional;
         /// The whole exchange, from receipt to the last byte, or "off".
         total: OrOff, optional;
+    }
+
+    /// How much the requests of a route matter.
+    PriorityTable "`priority`" {
+        /// Where nothing else is said: "background", "default", "critical", or "protected", which is never shed.
+        class: Priority, default = "default";
+        /// The field in which a request may name another class; in the field "priority" it is the urgency of RFC 9218.
+        header: HeaderName, optional;
+        /// Peers that may raise their class with it, beside `server.trusted_proxies`; everybody may lower.
+        trusted: Peers, default = [];
+        /// The same for requests that have one of these fields with its value.
+        trusted_fields: Fields<FieldValue>, default = {};
+    }
+
+    /// What is not tried at all.
+    Shed "`shed`" {
+        /// The share of requests that must succeed; while fewer do, a part is turned away untried. Or "off".
+        success_rate: Off<Share>, default = "off";
     }
 
     /// What clients say of the time that they wait.

@@ -13,6 +13,7 @@
 //! | `agent.rs` | what is written about agents that know the credits of endpoints |
 //! | `effective.rs` | every key with its value, secrets hidden |
 //! | `units.rs` | durations, sizes and rates, read and printed |
+//! | `priority.rs` | how much the requests of a route matter |
 //! | `resolve/` | from the shape to [`Config`]: names, and what must fit together |
 //! | `error.rs` `suggest.rs` | the report: all errors, each in its place, with what was probably meant |
 
@@ -27,6 +28,7 @@ mod key;
 mod listen;
 mod load;
 mod net;
+mod priority;
 mod resolve;
 mod section;
 mod suggest;
@@ -54,7 +56,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::body::UploadBounds;
-use crate::layers::{deadline, fault, forward, headers, rate_limit, rewrite};
+use crate::layers::{deadline, fault, forward, headers, priority as classes, rate_limit, rewrite};
 use crate::upstream;
 
 /// A complete, checked configuration.
@@ -126,6 +128,8 @@ pub struct Server {
     pub max_requests: Option<u64>,
     /// Bytes that all connections and requests may hold together; none: half of what the process may use.
     pub memory: Option<u64>,
+    /// When requests are turned away because the proxy itself has too much to do.
+    pub overload: Overload,
     /// Requests that one client connection may cancel at once.
     pub cancel_budget: NonZeroU32,
     /// h2 streams on one client connection at most.
@@ -144,6 +148,15 @@ pub struct Server {
     pub watch: Option<Duration>,
     /// `[stream]`
     pub stream: Stream,
+}
+
+/// `server.overload`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overload {
+    /// How late the proxy's own tasks may run all the time; none: as late as it comes.
+    pub delay: Option<Duration>,
+    /// The share of the memory budget, in millionths, beyond which background requests find no room.
+    pub memory: Option<u32>,
 }
 
 /// `[stream]`: how much one stream may hold, and how long its reader may stall.
@@ -253,6 +266,10 @@ pub struct Route {
     pub rate_limits: Vec<rate_limit::Settings>,
     /// Overrides the upstream's.
     pub timeout: upstream::Timeouts,
+    /// How much its requests matter.
+    pub priority: classes::Settings,
+    /// So many of a million requests must succeed, or a part is not tried.
+    pub success_rate: Option<NonZeroU32>,
     /// What clients say of the time that they wait.
     pub deadline: deadline::Settings,
     /// A client that takes nothing for this long is cut.

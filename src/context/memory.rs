@@ -60,6 +60,11 @@ impl Memory {
         self.reserved.load(Relaxed)
     }
 
+    /// Whether more than so many millionths of the limit are reserved.
+    pub(super) fn is_above(&self, millionths: u32) -> bool {
+        u128::from(self.reserved()) * 1_000_000 > u128::from(self.limit()) * u128::from(millionths)
+    }
+
     /// Reserves `bytes` for a request; false when there is no room.
     pub(super) fn reserve(&self, bytes: u64) -> bool {
         take(&self.reserved, bytes, self.limit())
@@ -179,6 +184,7 @@ mod tests {
         assert!(memory.reserve(10) && !memory.reserve(1));
         memory.release(30);
         assert!(memory.reserve(30));
+        assert!(memory.is_above(999_999) && !memory.is_above(1_000_000));
         memory.set_limit(50);
         memory.release(60);
         assert!(!memory.reserve(20) && memory.reserve(10));

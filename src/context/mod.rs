@@ -113,6 +113,12 @@ impl RequestContext {
         taken
     }
 
+    /// Whether more than so many millionths of the memory budget are reserved, with what this request has reserved.
+    #[must_use]
+    pub fn is_crowded(&self, millionths: u32) -> bool {
+        self.0.connection.memory().is_some_and(|memory| memory.is_above(millionths))
+    }
+
     /// The request's id.
     #[must_use]
     pub fn id(&self) -> RequestId {

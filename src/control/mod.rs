@@ -14,6 +14,8 @@
 //! | [`key_store`] | which of many rate-limited keys are remembered in bounded memory |
 //! | [`limit`] | how many credits an endpoint should have: fixed, or found by measuring |
 //! | [`published`] | what an upstream says of its load, and how many credits that leaves |
+//! | [`overload`] | how much is turned away because the proxy itself is busy |
+//! | [`success_rate`] | how much of what would fail anyway is not tried |
 //! | [`windows`] | the same for all endpoints of an upstream, and who else has a say |
 //! | [`report`] | nothing: it is what an attempt tells about its endpoint |
 //! | [`drain_rate`] | when a refused client should come back |
@@ -28,7 +30,9 @@ pub mod frame_budget;
 pub mod gcra;
 pub mod key_store;
 pub mod limit;
+pub mod overload;
 pub mod published;
 pub mod queue;
 pub mod report;
+pub mod success_rate;
 pub mod windows;

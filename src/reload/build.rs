@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::access_log::AccessLog;
 use crate::config::Config;
+use crate::layers::shed::{ShedLayer, Strain};
 use crate::live::{Live, Plan};
 use crate::metrics::Registry;
 use crate::server;
@@ -16,6 +17,7 @@ use crate::stack::Shared;
 pub struct House {
     registry: Registry,
     live: Live,
+    strain: Arc<Strain>,
 }
 
 /// Everything a configuration needs that may fail, and nothing changed yet.
@@ -47,7 +49,13 @@ impl House {
     /// Counts in `registry`, logs to `access_log`.
     #[must_use]
     pub fn new(registry: Registry, access_log: Option<AccessLog>) -> Self {
-        Self { live: Live::new(registry.clone(), access_log), registry }
+        Self { live: Live::new(registry.clone(), access_log), registry, strain: Arc::default() }
+    }
+
+    /// What all routes shed by.
+    #[must_use]
+    pub fn strain(&self) -> &Arc<Strain> {
+        &self.strain
     }
 
     /// Builds what is not there yet.
@@ -70,6 +78,8 @@ impl House {
             upstreams: built.plan.upstreams(),
             limiters: built.plan.limiters().clone(),
             faults: built.plan.faults().clone(),
+            outcomes: built.plan.outcomes().clone(),
+            shed: ShedLayer::new(Arc::clone(&self.strain), config.server.overload.memory),
         };
         self.live.commit(config, built.plan);
         Snapshot::new(config, &shared, built.doors, generation)

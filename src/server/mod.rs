@@ -10,6 +10,7 @@
 //! | `entry.rs` | makes a request's context, finds its route |
 //! | `switch.rs` | starts the tunnel after 101 |
 //! | `memory.rs` | how much memory there is |
+//! | [`overload`] | how late the proxy's own tasks run |
 //! | `drain.rs` | the end: grace, and a word for each that is cut |
 //! | `shutdown.rs` | when connections must end |
 
@@ -19,6 +20,7 @@ mod drain;
 mod entry;
 pub mod http1;
 mod memory;
+pub mod overload;
 pub mod plain;
 mod shutdown;
 mod switch;

@@ -53,6 +53,7 @@ mod sdk;
 mod secrets;
 mod self_test;
 mod serving;
+mod shedding;
 mod stall;
 mod streaming;
 mod strict;

@@ -14,7 +14,7 @@ const UPLOAD: u64 = 96 * KIB;
 
 fn proxy(upstream: &str) -> Proxy {
     Proxy::from_toml(&format!(
-        "[server]\nlisten = [\"127.0.0.1:0\"]\nmemory = \"4MiB\"\n[log]\naccess = \"off\"\n[stream]\n\
+        "[server]\nlisten = [\"127.0.0.1:0\"]\nmemory = \"4MiB\"\noverload.memory = \"off\"\n[log]\naccess = \"off\"\n[stream]\n\
          stall_timeout = \"10m\"\n[upstream.app]\nendpoints = [\"{upstream}\"]\nlimit.in_flight = 10000\n\
          [[route]]\nupstream = \"app\"\n"
     ))

@@ -13,7 +13,7 @@ use super::error::{Problem, Span, quote, remark};
 use super::file;
 use super::units::show_size;
 use super::values::{Located, Name, Size};
-use super::{Config, ListenAddress, Log, Secrets, Server, Stream};
+use super::{Config, ListenAddress, Log, Overload, Secrets, Server, Stream};
 use crate::body::UploadBounds;
 use crate::context::Shares;
 
@@ -76,6 +76,10 @@ fn server(
         idle_timeout: server.timeout.idle.0,
         max_age: server.timeout.age.0,
         memory: server.memory.0.map(|size| memory(&size, stream.buffer, server.max_header_size.0, cx)),
+        overload: Overload {
+            delay: server.overload.delay.0,
+            memory: server.overload.memory.0.map(|share| share.0.get()),
+        },
         cancel_budget: NonZeroU32::new(server.cancel_budget.0).unwrap_or(NonZeroU32::MIN),
         max_requests: server.max_requests.map(|most| u64::from(most.0)),
         max_streams: server.max_streams.0,

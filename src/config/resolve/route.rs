@@ -7,10 +7,11 @@ use crate::body::UploadBounds;
 use crate::config::decode::Context;
 use crate::config::error::{Problem, Span, quote};
 use crate::config::file;
+use crate::config::priority::PriorityOf;
 use crate::config::values::{Located, Many, Name, Off, Size, Tried};
 use crate::config::web::{FieldValue, Fields, not_editable};
 use crate::config::{Action, HeaderMatch, Listener, Match, Route, Stream};
-use crate::layers::{deadline, fault, forward, headers, rate_limit, rewrite};
+use crate::layers::{deadline, fault, forward, headers, priority, rate_limit, rewrite};
 use crate::upstream::{Settings, Timeouts};
 
 /// What a route can refer to.
@@ -54,6 +55,8 @@ fn implied(known: &Known<'_>, cx: &mut Context<'_>) -> Option<Route> {
             fault: None,
             rate_limits: Vec::new(),
             timeout: upstream.timeout,
+            priority: priority::Settings::default(),
+            success_rate: None,
             deadline: deadline::Settings::default(),
             stall_timeout: known.stream.stall_timeout,
             upload: known.stream.upload,
@@ -90,9 +93,13 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
     let action = action(&table.at, table.upstream, table.respond, table.redirect, known, cx);
     if answers {
         let deadline_at = table.deadline.as_ref().map(|deadline| deadline.at.clone());
+        let priority_at = table.priority.as_ref().map(|priority| priority.at.clone());
+        let shed_at = table.shed.as_ref().map(|shed| shed.at.clone());
         for (key, at) in [
             ("the path is rewritten", rewrite_at),
             ("`timeout` is set", timeout_at),
+            ("`priority` is set", priority_at),
+            ("`shed` is set", shed_at),
             ("`deadline` is set", deadline_at),
         ] {
             if let Some(at) = at {
@@ -117,6 +124,8 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
         fault,
         rate_limits,
         timeout: timeouts(table.timeout, base),
+        priority: priority(table.priority),
+        success_rate: table.shed.and_then(|shed| shed.success_rate.0).map(|share| share.0),
         deadline: deadline(table.deadline),
         allow_half_close: table.allow_half_close.0,
         publish_pressure: table.publish_pressure.0,
@@ -133,6 +142,22 @@ fn timeouts(table: Option<file::RouteTimeout>, base: Timeouts) -> Timeouts {
         first_byte: table.first_byte.map_or(base.first_byte, |time| time.0),
         idle: table.idle.map_or(base.idle, |time| time.0),
         total: table.total.map_or(base.total, |time| time.0),
+    }
+}
+
+fn priority(table: Option<Located<PriorityOf>>) -> priority::Settings {
+    match table.map(|table| table.value) {
+        None => priority::Settings::default(),
+        Some(PriorityOf::Class(class)) => priority::Settings { class, ..priority::Settings::default() },
+        Some(PriorityOf::Table(table)) => priority::Settings {
+            class: table.class,
+            header: table.header,
+            trusted: priority::Trusted {
+                nets: table.trusted.nets,
+                unix: table.trusted.unix,
+                fields: table.trusted_fields.0.into_iter().map(|(name, value)| (name.value, value.0)).collect(),
+            },
+        },
     }
 }
 
