@@ -85,6 +85,7 @@ impl Heard {
         if let Some(place) = self.all.get_mut(account) {
             *place = None;
         }
+        self.look_ahead();
     }
 
     fn tell(&mut self, account: usize, tell: impl FnOnce(&mut Steer)) {
@@ -109,6 +110,11 @@ impl Heard {
                 self.settle(ledger, windows, account, now);
             }
         }
+        self.look_ahead();
+    }
+
+    fn look_ahead(&mut self) {
+        self.ends_at = self.all.iter().flatten().filter_map(Steer::ends_at).min();
     }
 
     fn settle<W>(&mut self, ledger: &mut Ledger<W>, windows: &mut Windows, account: usize, now: Instant) {
@@ -120,7 +126,7 @@ impl Heard {
             *place = None;
         }
         windows.cap_each(ledger, account, SetBy::Published, caps);
-        self.ends_at = self.all.iter().flatten().filter_map(Steer::ends_at).min();
+        self.look_ahead();
     }
 }
 
@@ -141,9 +147,12 @@ fn seen<W>(ledger: &Ledger<W>, windows: &Windows, account: usize, class: Class) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::ask::Ask;
+    use crate::control::credits::Answer;
     use crate::control::limit::{Bounds, Settings};
     use crate::control::published::agent;
     use crate::control::published::steer::FRESH;
+    use proptest::prelude::*;
 
     struct Upstream {
         ledger: Ledger<()>,
@@ -218,8 +227,98 @@ mod tests {
         );
         upstream.heard.keep((&mut upstream.ledger, &mut upstream.windows), (false, false), now);
         assert_eq!((upstream.limits(0).0, upstream.heard.is_timed()), (Some((40, SetBy::Fixed)), false));
+        upstream.wants(0, 12);
         upstream.heard.remove(0);
         upstream.wants(7, 1);
         assert!(!upstream.heard.is_timed(), "there is no such account");
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Report(usize, bool, LoadReport),
+        Advice(usize, Advice),
+        Acquire(bool),
+        Release(usize),
+        Pass(Duration),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let report = (prop::option::of(0..50_usize), prop::option::of(0..500_u64), prop::option::of(0.0..3.0));
+        let report = report.prop_map(|(credit, delay, utilization)| LoadReport {
+            credit,
+            queue_delay: delay.map(Duration::from_millis),
+            utilization,
+            rps: None,
+        });
+        let advice = (any::<bool>(), prop::option::of(0.0..=1.0), prop::option::of(0..50_usize));
+        let advice = advice.prop_map(|(is_closed, share, credit)| Advice {
+            is_closed,
+            share,
+            report: LoadReport { credit, ..LoadReport::default() },
+        });
+        prop_oneof![
+            (0..3_usize, any::<bool>(), report).prop_map(|(at, stream, report)| Step::Report(at, stream, report)),
+            (0..3_usize, advice).prop_map(|(at, advice)| Step::Advice(at, advice)),
+            any::<bool>().prop_map(Step::Acquire),
+            any::<usize>().prop_map(Step::Release),
+            (0..4000_u64).prop_map(|millis| Step::Pass(Duration::from_millis(millis))),
+        ]
+    }
+
+    fn class(is_stream: bool) -> Class {
+        if is_stream { Class::Stream } else { Class::Unary }
+    }
+
+    proptest! {
+        /// Whatever is reported: no more than there would be otherwise, no credit beyond the limit of its moment, and all
+        /// as before once nobody has said anything for long enough.
+        #[test]
+        fn reports_only_lower_and_pass(steps in prop::collection::vec(step(), 1..80)) {
+            let mut upstream = upstream(Settings::Fixed(9), Some(5));
+            let mut out = Vec::new();
+            for step in steps {
+                let Upstream { ledger, windows, heard, now } = &mut upstream;
+                match step {
+                    Step::Report(at, is_stream, report) => {
+                        let latency = Some(Duration::from_millis(20));
+                        heard.on_report((ledger, windows), (at, class(is_stream)), &report, latency, *now);
+                    }
+                    Step::Advice(at, advice) => heard.on_advice((ledger, windows), at, advice, *now),
+                    Step::Acquire(is_stream) => {
+                        let ask = Ask::new(class(is_stream), *now);
+                        let before = [0, 1].map(|at| ledger.credits_of(at, ask.class).unwrap_or_default());
+                        match ledger.acquire(&ask, || ()) {
+                            Answer::Granted(slot) => {
+                                let (used, limit) = before[slot.endpoint()];
+                                prop_assert!(used < limit);
+                                out.push(slot);
+                            }
+                            Answer::Queued(ticket) => prop_assert!(ledger.leave(ticket)),
+                            Answer::Full(()) => {}
+                        }
+                    }
+                    Step::Release(which) if !out.is_empty() => ledger.release(&out.swap_remove(which % out.len())),
+                    Step::Release(_) => {}
+                    Step::Pass(time) => {
+                        *now += time;
+                        heard.expire(ledger, windows, *now);
+                    }
+                }
+                for at in 0..2 {
+                    prop_assert!(ledger.credits_of(at, Class::Unary).is_some_and(|(_, limit)| limit <= 9));
+                    prop_assert!(ledger.credits_of(at, Class::Stream).is_some_and(|(_, limit)| limit <= 5));
+                }
+            }
+            upstream.now += FRESH;
+            upstream.expire();
+            for slot in out {
+                upstream.ledger.release(&slot);
+            }
+            for at in 0..2 {
+                prop_assert_eq!(upstream.ledger.credits_of(at, Class::Unary), Some((0, 9)));
+                prop_assert_eq!(upstream.ledger.credits_of(at, Class::Stream), Some((0, 5)));
+            }
+            prop_assert!(!upstream.heard.is_timed());
+        }
     }
 }

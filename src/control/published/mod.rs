@@ -117,7 +117,8 @@ fn number(text: &str) -> Result<f64, Fault> {
 }
 
 fn not_negative(number: f64) -> Result<f64, Fault> {
-    if number >= 0.0 { Ok(number) } else { Err(Fault("a negative value")) }
+    // Zero has no sign here.
+    if number >= 0.0 { Ok(number.abs()) } else { Err(Fault("a negative value")) }
 }
 
 fn millis(number: f64) -> Result<Duration, Fault> {
