@@ -1,5 +1,6 @@
 //! Says with each answer how much the upstream of the route has to do, refusals included, so that a proxy in front can
-//! hold back by itself: `endpoint-load-metrics` (ORCA, as TEXT) and `x-headworks-credit`. `docs/capacity.md` has both.
+//! hold back by itself: `endpoint-load-metrics` (ORCA, as TEXT) and `x-headworks-credit`; gRPC calls say it in their
+//! trailers too, as `endpoint-load-metrics-bin`. `docs/capacity.md` has them.
 //!
 //! Refuses nothing. Stands above whatever refuses, and takes the place of what an upstream says of itself.
 //!
@@ -12,13 +13,16 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use http::HeaderMap;
+use http_body::Body as _;
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::body::kind::{Kind, of_request, of_response};
+use crate::body::Watch;
+use crate::body::kind::{Kind, is_grpc, of_request, of_response};
 use crate::context::{Request, RequestContext, Response};
 use crate::control::published::{LoadReport, Pressure, fields};
 use crate::error::ProxyError;
@@ -87,6 +91,10 @@ impl<F: Future<Output = Result<Response, ProxyError>>> Future for Publishing<F> 
                 // This one has waited for as long as it has, whatever the next one will.
                 let report = LoadReport { queue_delay: waited.or(report.queue_delay), ..report };
                 write(&report, response.headers_mut());
+                if is_grpc(response.headers()) && !response.body().is_end_stream() {
+                    let source = Arc::clone(this.source);
+                    response.body_mut().watch_in_place(Box::new(AtTheEnd { source, waited }));
+                }
             }
             Err(error) => {
                 let report = this.source.pressure(*this.asked != Kind::Unary);
@@ -96,6 +104,22 @@ impl<F: Future<Output = Result<Response, ProxyError>>> Future for Publishing<F> 
             }
         }
         Poll::Ready(result)
+    }
+}
+
+/// Says in the trailers how much there is to do by then.
+struct AtTheEnd {
+    source: Arc<dyn Pressure>,
+    waited: Option<Duration>,
+}
+
+impl Watch for AtTheEnd {
+    fn trailers(&mut self, trailers: &mut HeaderMap) {
+        let report = self.source.pressure(true);
+        let report = LoadReport { queue_delay: self.waited.or(report.queue_delay), ..report };
+        if let Some((name, value)) = fields::write_trailer(&report) {
+            trailers.insert(name, value);
+        }
     }
 }
 
@@ -111,8 +135,10 @@ fn write(report: &LoadReport, headers: &mut HeaderMap) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::body::Body;
     use crate::error::Reason;
-    use std::time::Duration;
+    use bytes::Bytes;
+    use http_body_util::BodyExt as _;
     use tower::ServiceExt as _;
 
     #[derive(Debug)]
@@ -129,14 +155,17 @@ mod tests {
         }
     }
 
-    async fn asked(answer: Result<Response, ProxyError>) -> HeaderMap {
+    async fn answered(answer: Result<Response, ProxyError>) -> Result<Response, ProxyError> {
         let answer = std::sync::Mutex::new(Some(answer));
         let inner = tower::service_fn(move |_: Request| {
             let answer = answer.lock().expect("no panic").take().expect("it is asked once");
             async { answer }
         });
-        let request = Request::default();
-        match PressureLayer(Arc::new(Busy)).layer(inner).oneshot(request).await {
+        PressureLayer(Arc::new(Busy)).layer(inner).oneshot(Request::default()).await
+    }
+
+    async fn asked(answer: Result<Response, ProxyError>) -> HeaderMap {
+        match answered(answer).await {
             Ok(response) => response.headers().clone(),
             Err(error) => error.headers.into_iter().collect(),
         }
@@ -155,5 +184,18 @@ mod tests {
         let mut stream = Response::default();
         stream.headers_mut().insert("content-type", "text/event-stream".parse().expect("a value"));
         assert_eq!(asked(Ok(stream)).await[&fields::CREDIT], "7");
+    }
+
+    #[tokio::test]
+    async fn a_grpc_call_says_it_at_its_end_too() {
+        let trailers = HeaderMap::from_iter([("grpc-status".parse().expect("a name"), "0".parse().expect("a value"))]);
+        let frame = http_body::Frame::<Bytes>::trailers(trailers);
+        let frames = futures_util::stream::iter([Ok::<_, std::io::Error>(frame)]);
+        let mut response = Response::new(Body::boxed(http_body_util::StreamBody::new(frames)));
+        response.headers_mut().insert("content-type", "application/grpc".parse().expect("a value"));
+        let body = answered(Ok(response)).await.expect("an answer").into_body();
+        let trailers = body.collect().await.expect("a whole body").trailers().cloned().expect("trailers");
+        let said = fields::read(&trailers).expect("a report").report;
+        assert_eq!((said.credit, said.utilization, trailers.len()), (Some(7), Some(1.5), 2));
     }
 }

@@ -26,7 +26,6 @@
 
 mod admin;
 mod admission;
-mod breaker;
 mod cli;
 mod connection_life;
 mod connections;

@@ -270,6 +270,26 @@ async fn pressure_is_told_to_whoever_asks_for_it_with_refusals_too() {
     assert!(load.starts_with("TEXT application_utilization=1, ") && delay >= 99.0, "{load}");
 }
 
+#[tokio::test]
+async fn a_grpc_call_is_told_pressure_in_its_trailers() {
+    let origin = Origin::scripted_h2c(|_, scene| async move {
+        let trailers =
+            ["grpc-status", "endpoint-load-metrics-bin"].map(|name| (name.parse().unwrap(), "0".parse().unwrap()));
+        let frames = [Frame::data(Bytes::from_static(&[0; 5])), Frame::trailers(HeaderMap::from_iter(trailers))];
+        scene.stream("application/grpc", futures_util::stream::iter(frames.map(Ok)))
+    });
+    let proxy = Proxy::from_toml(&config(&origin.url(), "", "publish_pressure = true"));
+    let mut client = h2(proxy.public(), 1 << 16).await;
+    let mut call = request("POST", proxy.public(), "/", empty());
+    call.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    let answer = Answer::of(client.send_request(call).await.unwrap()).await.unwrap();
+    assert_eq!(answer.header("x-headworks-credit"), "44");
+    assert_eq!((answer.trailers.len(), answer.trailers["grpc-status"].as_bytes()), (2, &b"0"[..]));
+    // `named_metrics.queue_delay_ms` is in it, not what the service has said.
+    let said = answer.trailers["endpoint-load-metrics-bin"].to_str().unwrap();
+    assert!(said.len() > 60 && !said.ends_with('='), "{said}");
+}
+
 /// Sends `rate` requests a second for `time`, and counts those that are served.
 async fn load(proxy: &Proxy, rate: f64, time: Duration) -> usize {
     let mut clients = JoinSet::new();
@@ -291,6 +311,21 @@ async fn load(proxy: &Proxy, rate: f64, time: Duration) -> usize {
         sleep(Duration::from_millis(2)).await;
     }
     served.load(SeqCst)
+}
+
+#[tokio::test]
+async fn a_service_that_tells_how_long_requests_wait_inside_has_no_queue_worth_the_name() {
+    let service = Workers::reporting(8, Duration::from_millis(50));
+    let text = config(&service.url(), "queue.timeout = \"250ms\"", "").replace("in_flight = 40", "in_flight = 1000");
+    let proxy = Proxy::from_toml(&text);
+    load(&proxy, 320.0, Duration::from_secs(2)).await;
+    service.most_inside();
+    let served = load(&proxy, 320.0, Duration::from_secs(2)).await;
+    let inside = service.most_inside();
+    // Clients of the first load have left with their requests still inside; that is over within a moment.
+    assert!(inside <= 40, "{inside} inside for 8 workers");
+    assert!(served >= 200, "{served} of 320 that the service can do");
+    assert!(set_by(&proxy, "published") && credits(&proxy) <= 24, "{} credits", credits(&proxy));
 }
 
 #[tokio::test]

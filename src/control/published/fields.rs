@@ -111,6 +111,12 @@ pub fn write(report: &LoadReport) -> [Option<(HeaderName, HeaderValue)>; 2] {
     [load, report.credit.map(|credit| (CREDIT.clone(), HeaderValue::from(credit)))]
 }
 
+/// The one field that says it in the trailers of gRPC.
+#[must_use]
+pub fn write_trailer(report: &LoadReport) -> Option<(HeaderName, HeaderValue)> {
+    HeaderValue::try_from(orca::write_binary(report)).ok().map(|value| (LOAD_BINARY.clone(), value))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

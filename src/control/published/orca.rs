@@ -6,7 +6,6 @@
 //! no report: half of one could say the opposite.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use serde_json::Value as Json;
 
@@ -227,15 +226,36 @@ pub fn write(report: &LoadReport) -> String {
         pair("rps_fractional", rps);
     }
     if let Some(delay) = report.queue_delay {
-        pair("named_metrics.queue_delay_ms", Duration::as_secs_f64(&delay) * 1e3);
+        pair("named_metrics.queue_delay_ms", delay.as_secs_f64() * 1e3);
     }
     text
+}
+
+/// The same in protobuf, as `endpoint-load-metrics-bin` has it.
+#[must_use]
+pub fn write_binary(report: &LoadReport) -> String {
+    let mut message = Vec::with_capacity(64);
+    if let Some(rps) = report.rps {
+        wire::put_double(&mut message, 6, rps);
+    }
+    let delay = report.queue_delay.map(|delay| (QUEUE_DELAY, delay.as_secs_f64() * 1e3));
+    for (name, value) in delay.into_iter().chain(report.credit.map(|credit| (CREDIT, float(credit as u64)))) {
+        let mut entry = Vec::with_capacity(32);
+        wire::put_bytes(&mut entry, 1, name.as_bytes());
+        wire::put_double(&mut entry, 2, value);
+        wire::put_bytes(&mut message, 8, &entry);
+    }
+    if let Some(utilization) = report.utilization {
+        wire::put_double(&mut message, 9, utilization);
+    }
+    wire::to_base64(&message)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::time::Duration;
 
     fn report(text: &str) -> Result<LoadReport, Fault> {
         read(text).1
@@ -348,6 +368,17 @@ mod tests {
                 rps: Some(round(rps)),
             };
             prop_assert_eq!(read(&write(&written)), (Form::Text, Ok(written)));
+            let credit = Some(usize::try_from(millis).expect("it fits"));
+            let written = LoadReport { credit, ..written };
+            prop_assert_eq!(binary(&write_binary(&written)), Ok(written));
+        }
+
+        #[test]
+        fn what_was_read_is_written_alike(cpu in -1.0..1e9_f64, rps in prop_oneof![Just(-0.0), 0.0..1e12_f64], delay in 0.0..1e8_f64) {
+            let text = format!("cpu_utilization={cpu},rps_fractional={rps},named_metrics.queue_delay_ms={delay}");
+            if let Ok(report) = report(&text) {
+                prop_assert_eq!(read(&write(&report)).1.map(|again| write(&again)), Ok(write(&report)));
+            }
         }
 
         #[test]

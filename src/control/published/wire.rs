@@ -36,6 +36,31 @@ fn value(digit: u8) -> Option<u8> {
     })
 }
 
+/// The text that stands for bytes, without padding, as gRPC has it.
+pub(super) fn to_base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len() * 4 / 3 + 2);
+    for group in bytes.chunks(3) {
+        let bits = group.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
+        let digits = (0..=group.len()).filter_map(|at| DIGITS.get((bits >> (18 - 6 * at) & 63) as usize));
+        text.extend(digits.map(|digit| char::from(*digit)));
+    }
+    text
+}
+
+/// Adds a field of a message, whose number is below 16.
+pub(super) fn put_double(message: &mut Vec<u8>, number: u8, value: f64) {
+    message.push(number << 3 | 1);
+    message.extend(value.to_le_bytes());
+}
+
+/// The same for bytes, 127 at most.
+pub(super) fn put_bytes(message: &mut Vec<u8>, number: u8, bytes: &[u8]) {
+    let Ok(length @ 0..=127) = u8::try_from(bytes.len()) else { return };
+    message.extend([number << 3 | 2, length]);
+    message.extend(bytes);
+}
+
 /// A value on the wire.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Value<'a> {
@@ -99,6 +124,7 @@ mod tests {
             [("", &b""[..]), ("TQ==", b"M"), ("TQ", b"M"), ("TWE=", b"Ma"), ("TWE", b"Ma"), ("TWFu", b"Man")]
         {
             assert_eq!(base64(text).as_deref(), Ok(bytes), "{text}");
+            assert_eq!(to_base64(bytes), text.trim_end_matches('='));
         }
         for text in ["T", "TQ=", "TWFuT", "T Q=", "TQ==,TQ==", "=", "==", "TW-u", "TWFu===="] {
             assert!(base64(text).is_err(), "{text}");

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::origin::{BlockOnHere as _, runtime};
 
@@ -24,6 +25,8 @@ pub(crate) struct Workers {
 struct Shared {
     workers: Semaphore,
     time: Duration,
+    /// Whether answers say how long their requests waited inside.
+    reports: bool,
     inside: AtomicUsize,
     most_inside: AtomicUsize,
     served: AtomicUsize,
@@ -31,6 +34,15 @@ struct Shared {
 
 impl Workers {
     pub(crate) fn new(workers: usize, time: Duration) -> Self {
+        Self::start(workers, time, false)
+    }
+
+    /// The same, and its answers say how long their requests waited inside.
+    pub(crate) fn reporting(workers: usize, time: Duration) -> Self {
+        Self::start(workers, time, true)
+    }
+
+    fn start(workers: usize, time: Duration, reports: bool) -> Self {
         let runtime = runtime();
         let listener = runtime.block_on_here(async {
             let socket = TcpSocket::new_v4().unwrap();
@@ -41,6 +53,7 @@ impl Workers {
         let shared = Arc::new(Shared {
             workers: Semaphore::new(workers),
             time,
+            reports,
             inside: AtomicUsize::new(0),
             most_inside: AtomicUsize::new(0),
             served: AtomicUsize::new(0),
@@ -93,12 +106,17 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
         head.clear();
         let inside = shared.inside.fetch_add(1, SeqCst) + 1;
         shared.most_inside.fetch_max(inside, SeqCst);
+        let arrived = Instant::now();
         let worker = shared.workers.acquire().await.unwrap();
+        let waited = arrived.elapsed().as_secs_f64() * 1e3;
         tokio::time::sleep(shared.time).await;
         drop(worker);
         shared.inside.fetch_sub(1, SeqCst);
         shared.served.fetch_add(1, SeqCst);
-        if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n").await.is_err() {
+        let report =
+            if shared.reports { format!("x-headworks-queue-delay-ms: {waited:.3}\r\n") } else { String::new() };
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n{report}\r\nok\n");
+        if stream.write_all(answer.as_bytes()).await.is_err() {
             return;
         }
     }
