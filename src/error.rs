@@ -92,6 +92,8 @@ reasons! {
     LoopDetected      = 508, "loop_detected",      "proxy_loop_detected",         Refused, false, "The request runs in a circle.";
     /// No endpoint of the upstream can take a request.
     NoEndpoint        = 503, "no_endpoint",        "destination_unavailable",     Refused, false, "No server is available for this request.";
+    /// All endpoints of the upstream are left out for a while.
+    BreakerOpen       = 503, "breaker_open",       "destination_unavailable",     Refused, false, "The service fails at the moment; come back after the time in Retry-After.";
     /// The endpoint's connection cap was reached and none came free in the connect time.
     PoolExhausted     = 503, "pool_exhausted",     "connection_limit_reached",    Failed,  true,  "All connections to the service are in use.";
     /// The upstream's name did not resolve.

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::reply::{Reply, Rows};
+use super::streams::seconds;
+use crate::control::breaker::State;
 use crate::metrics::{Kind, write_head, write_labels};
 use crate::upstream::{EndpointState, PoolStats, Upstream};
 
@@ -13,6 +15,8 @@ const COLUMNS: &[&str] = &[
     "upstream",
     "endpoint",
     "state",
+    "breaker",
+    "next_trial_s",
     "credits_used",
     "credits_limit",
     "published",
@@ -45,6 +49,11 @@ fn row(upstream: &Upstream, state: &EndpointState, queued: usize) -> Vec<Value> 
         (**upstream.name()).into(),
         (**state.endpoint.label()).into(),
         if state.is_draining { "draining" } else { "serving" }.into(),
+        state.breaker.label().into(),
+        match state.breaker {
+            State::Open(wait) => seconds(wait),
+            State::Closed | State::HalfOpen => Value::Null,
+        },
         state.unary.used.into(),
         state.unary.limit.into(),
         state.published.unary.map_or(Value::Null, Into::into),
@@ -146,8 +155,11 @@ mod tests {
         let Reply::Rows(rows) = list(&upstreams()) else { panic!("no rows") };
         assert_eq!(rows.total, 2);
         assert!(rows.cells.iter().all(|row| row.len() == COLUMNS.len()));
-        let text: Vec<_> = rows.cells[1].iter().take(9).map(Value::to_string).collect();
-        assert_eq!(text, ["\"app\"", "\"http://b:1\"", "\"serving\"", "0", "3", "null", "0", "2", "0"]);
+        let text: Vec<_> = rows.cells[1].iter().take(11).map(Value::to_string).collect();
+        assert_eq!(
+            text,
+            ["\"app\"", "\"http://b:1\"", "\"serving\"", "\"closed\"", "null", "0", "3", "null", "0", "2", "0"]
+        );
     }
 
     #[test]

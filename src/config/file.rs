@@ -4,6 +4,7 @@ use http::{HeaderName, Method};
 
 use super::admin::{OpenPage, Token};
 use super::agent::AgentUrl;
+use super::breaker::Growing;
 use super::faults::{Abort, Pace, Share};
 use super::listen::{ListenAddress, Mode, Peers};
 use super::priority::PriorityOf;
@@ -190,6 +191,8 @@ section! {
         limit: Limit, default = {};
         /// The waiting queue in front of all endpoints.
         queue: Queue, default = {};
+        /// When endpoints are left out for a while; or "off": never.
+        breaker: Off<Breaker>, default = {};
         /// The clocks of a call.
         timeout: UpstreamTimeout, default = {};
         /// The bounds of the connection pool, per endpoint.
@@ -241,6 +244,16 @@ section! {
         max: Number<0, 1_000_000>, default = 256;
         /// How long one may wait.
         timeout: Wait, default = "1s";
+    }
+
+    /// When endpoints are left out for a while.
+    Breaker "`breaker`" {
+        /// An endpoint is left out after so many requests in a row that found no connection or got no answer.
+        failures: Number<1, 1000>, default = 5;
+        /// For how long, the first time and at most; it doubles until ten calm seconds forget one doubling.
+        open: Growing, default = "1s..60s";
+        /// The share of the endpoints that is left out at once at most; one always may be, if another is well.
+        max_out: Share, default = "30%";
     }
 
     /// The clocks of a call.

@@ -9,7 +9,7 @@
 //! | `decode.rs` | what a decoder is; strings by `{ env = ... }` and `{ file = ... }` |
 //! | `values.rs` `net.rs` `listen.rs` `web.rs` | the types of values: numbers and lists, addresses, what is about HTTP |
 //! | `key.rs` | what is counted, queued or steered apart |
-//! | `admin.rs` `faults.rs` | what is written about the admin port, and about faults made on purpose |
+//! | `admin.rs` `breaker.rs` `faults.rs` | what is written about the admin port, breakers, and faults made on purpose |
 //! | `agent.rs` | what is written about agents that know the credits of endpoints |
 //! | `effective.rs` | every key with its value, secrets hidden |
 //! | `units.rs` | durations, sizes and rates, read and printed |
@@ -19,6 +19,7 @@
 
 mod admin;
 mod agent;
+mod breaker;
 mod decode;
 mod effective;
 mod error;

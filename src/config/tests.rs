@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 use super::decode::Decode;
 use super::*;
 use crate::context::{Key, Part};
-use crate::control::limit;
+use crate::control::{breaker, limit};
 use crate::upstream::{Address, HostPolicy, Limit, Pool, Protocol, Queue, Scheme, Timeouts, Tls};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -88,10 +88,26 @@ fn the_defaults_of_the_file_are_those_of_the_settings() {
     assert_eq!(upstream.queue, Queue::default());
     assert_eq!(upstream.timeout, Timeouts::default());
     assert_eq!(upstream.pool, Pool::default());
+    assert_eq!(upstream.breaker, Some(breaker::Settings::default()));
     assert_eq!(upstream.tls, Tls::default());
     assert_eq!((upstream.protocol, &upstream.host), (Protocol::default(), &HostPolicy::default()));
     assert_eq!(upstream.buffer, 16 << 10);
     assert_eq!(config.log.access, AccessLog::default());
+}
+
+#[test]
+fn a_breaker_is_off_or_has_its_bounds() {
+    let breaker = |table: &str| good(&format!("{A}{table}")).upstreams[0].breaker;
+    assert_eq!(breaker("breaker = \"off\""), None);
+    let settings = breaker("breaker = { failures = 3, open = \"250ms..5s\", max_out = \"50%\" }").unwrap();
+    assert_eq!((settings.failures, settings.max_out), (3, 50));
+    assert_eq!((settings.shortest, settings.longest), (Duration::from_millis(250), Duration::from_secs(5)));
+    assert_eq!(breaker("breaker.open = \"2s\"").unwrap().longest, Duration::from_secs(2));
+    let bad =
+        |value: &str| parse(&format!("{A}breaker.open = {value}"), "x.toml", Path::new("")).unwrap_err().to_string();
+    assert!(bad("\"9s..1s\"").contains("it ends before it begins"));
+    assert!(bad("\"0s..1s\"").contains("it cannot begin with zero"));
+    assert!(bad("5").contains("two durations such as"));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use toml::de::DeValue;
 
 use super::decode::{Context, Decode, Node, Scalar, entries, or_source, wrong_type};
 use super::error::{Problem, Span, quote};
-use super::{Secrets, units};
+use super::{Secrets, effective, units};
 
 /// A value that remembers its place, for checks against other parts of the file.
 #[derive(Clone, Debug)]
@@ -344,7 +344,18 @@ impl<T: Decode> Decode for Off<T> {
     }
 
     fn schema() -> Value {
-        json!({ "anyOf": [{ "const": "off" }, T::schema()] })
+        json!({ "anyOf": [T::schema(), { "const": "off" }] })
+    }
+
+    fn effective(node: Node<'_>, secrets: &Secrets) -> Value {
+        match node.get_ref() {
+            DeValue::String(text) if text == "off" => effective::written(node, secrets),
+            _ => T::effective(node, secrets),
+        }
+    }
+
+    fn keys(path: &str, keys: &mut Vec<String>) {
+        T::keys(path, keys);
     }
 }
 

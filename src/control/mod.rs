@@ -17,11 +17,13 @@
 //! | [`overload`] | how much is turned away because the proxy itself is busy |
 //! | [`success_rate`] | how much of what would fail anyway is not tried |
 //! | [`windows`] | the same for all endpoints of an upstream, and who else has a say |
+//! | [`breaker`] | which endpoints are left out for a while, and when a whole upstream is |
 //! | [`report`] | nothing: it is what an attempt tells about its endpoint |
 //! | [`drain_rate`] | when a refused client should come back |
 
 pub mod allowance;
 pub mod ask;
+pub mod breaker;
 pub mod cancel_budget;
 pub mod choice;
 pub mod credits;

@@ -27,6 +27,12 @@ pub enum SetBy {
     Measuring,
     /// Requests that were given up, and that the endpoint may still be working on.
     Abandoned,
+    /// A breaker: it is left out, or tried.
+    Breaker,
+    /// Its health check.
+    Check,
+    /// The endpoint itself, which has asked for a rest.
+    Rest,
     /// What the endpoint reports of its load.
     Published,
     /// The operator: the endpoint drains.
@@ -35,8 +41,17 @@ pub enum SetBy {
 
 impl SetBy {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Fixed, Self::Window, Self::Measuring, Self::Abandoned, Self::Published, Self::Drain];
+    pub const ALL: [Self; 9] = [
+        Self::Fixed,
+        Self::Window,
+        Self::Measuring,
+        Self::Abandoned,
+        Self::Breaker,
+        Self::Check,
+        Self::Rest,
+        Self::Published,
+        Self::Drain,
+    ];
 
     /// The name in metrics.
     #[must_use]
@@ -46,6 +61,9 @@ impl SetBy {
             Self::Window => "window",
             Self::Measuring => "measuring",
             Self::Abandoned => "abandoned",
+            Self::Breaker => "breaker",
+            Self::Check => "check",
+            Self::Rest => "rest",
             Self::Published => "published",
             Self::Drain => "drain",
         }
@@ -91,10 +109,12 @@ struct Entry {
 }
 
 /// Credits of both classes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Limits {
-    unary: usize,
-    streams: usize,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Of requests.
+    pub unary: usize,
+    /// Of streams.
+    pub streams: usize,
 }
 
 impl Entry {

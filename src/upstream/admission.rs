@@ -13,6 +13,8 @@ use super::Settings;
 use super::books::Books;
 use super::credit::Credit;
 use super::endpoint::Endpoint;
+use super::news::News;
+use crate::control::breaker;
 use crate::control::credits::{Answer, Ask, Class, Ticket};
 use crate::control::published::steer::Caps;
 use crate::entropy;
@@ -82,7 +84,8 @@ impl Shared {
 
     /// Looks for credits that came free by time alone; whether there may be some.
     fn relieve(&self, books: &mut Books<oneshot::Sender<Credit>>, now: Instant) -> bool {
-        let Some(moved) = books.relieve(now) else { return false };
+        let has_changed = books.look(now);
+        let Some(moved) = books.relieve(now) else { return has_changed };
         let moved = i64::try_from(moved).unwrap_or(i64::MAX);
         self.metrics.unary.add(-moved);
         self.metrics.streams.add(moved);
@@ -105,6 +108,8 @@ pub struct EndpointState {
     pub streams: Option<Credits>,
     /// What reports of its load leave of them.
     pub published: Caps,
+    /// How its breaker is.
+    pub breaker: breaker::State,
 }
 
 /// Credits of one class of an endpoint.
@@ -143,7 +148,12 @@ impl Admission {
     /// All endpoints, in the order of the configuration.
     #[must_use]
     pub fn endpoints(&self) -> Vec<EndpointState> {
-        let books = self.0.books();
+        let (mut books, now) = (self.0.books(), Instant::now());
+        if books.look(now) {
+            drop(books);
+            hand_out(&self.0);
+            books = self.0.books();
+        }
         let credits = |account, class| {
             let found = books.ledger.credits_of(account, class);
             found.map(|(used, limit)| Credits { used, limit })
@@ -155,6 +165,7 @@ impl Admission {
             unary: credits(account, Class::Unary).unwrap_or_default(),
             streams: credits(account, Class::Stream),
             published: books.published_caps(account),
+            breaker: books.breaker(account, now),
         };
         books.members().map(state).collect()
     }
@@ -178,13 +189,19 @@ impl Admission {
     /// Waits for a credit of any endpoint.
     ///
     /// Refuses with `queue_full` at once, or with `queue_timeout` after the queue's time, both with the time after
-    /// which the client should come back; and with `no_endpoint` when all endpoints are draining. Dropping the future
-    /// frees the place in the queue at once.
+    /// which the client should come back; with `breaker_open` when all endpoints are left out, and the time of the next
+    /// trial; and with `no_endpoint` when all are draining. Dropping the future frees the place in the queue at once.
     pub async fn admit(&self, ask: Ask) -> Result<Credit, ProxyError> {
         let mut is_relieved = false;
         let (ticket, granted, max_wait) = {
             let mut granted = None;
             let mut books = self.0.books();
+            if books.look(ask.at) {
+                // Who waits comes first.
+                drop(books);
+                hand_out(&self.0);
+                books = self.0.books();
+            }
             let mut answer = books.ledger.acquire(&ask, || {
                 let (waiter, receiver) = oneshot::channel();
                 granted = Some(receiver);
@@ -199,19 +216,22 @@ impl Admission {
             match (answer, granted) {
                 (Answer::Granted(slot), _) => match books.endpoint(slot.endpoint()).cloned() {
                     Some(endpoint) => {
-                        let start = books.start(&slot, ask.at);
+                        let granted = books.start(&slot, ask.at);
                         drop(books);
-                        return Ok(Credit::new(&self.0, slot, endpoint, ask.at, start));
+                        return Ok(Credit::new(&self.0, slot, endpoint, granted));
                     }
                     None => return Err(Reason::NoEndpoint.into()),
                 },
-                (Answer::Queued(ticket), Some(granted)) if !books.is_dry() => (ticket, granted, books.max_wait),
-                (Answer::Queued(ticket), _) => {
-                    books.ledger.leave(ticket);
-                    return Err(Reason::NoEndpoint.into());
+                (Answer::Queued(ticket), granted) => match (books.closed(ask.at), granted) {
+                    (None, Some(granted)) => (ticket, granted, books.max_wait),
+                    (closed, _) => {
+                        books.ledger.leave(ticket);
+                        return Err(closed.unwrap_or_else(|| Reason::NoEndpoint.into()));
+                    }
+                },
+                (Answer::Full(_), _) => {
+                    return Err(books.closed(ask.at).unwrap_or_else(|| refusal(Reason::QueueFull, &books)));
                 }
-                (Answer::Full(_), _) if books.is_dry() => return Err(Reason::NoEndpoint.into()),
-                (Answer::Full(_), _) => return Err(refusal(Reason::QueueFull, &books)),
             }
         };
         let place = Place::new(&self.0, ticket);
@@ -246,8 +266,8 @@ impl Admission {
         drop(place);
         match outcome {
             Ok(Ok(credit)) => Ok(credit),
-            // Sent home: the last endpoint has begun to drain.
-            Ok(Err(_)) => Err(Reason::NoEndpoint.into()),
+            // Sent home: the last endpoint drains, or is left out.
+            Ok(Err(_)) => Err(self.0.books().closed(Instant::now()).unwrap_or_else(|| Reason::NoEndpoint.into())),
             Err(_) => Err(refusal(Reason::QueueTimeout, &self.0.books())),
         }
     }
@@ -278,18 +298,24 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Gives free credits to those who wait. The lock is not held while a waiter is woken: one that has just left hands
+/// Gives free credits to those who wait, or sends them home when breakers leave nothing to wait for. The lock is not held while a waiter is woken: one that has just left hands
 /// its credit back through `Drop`, which takes the lock.
 pub(super) fn hand_out(shared: &Arc<Shared>) {
     loop {
         let mut books = shared.books();
+        let news = books.take_news();
+        let dismissed = if books.is_shut() { books.ledger.dismiss() } else { Vec::new() };
+        if !(news.is_empty() && dismissed.is_empty()) {
+            drop(books);
+            news.iter().for_each(News::log);
+            continue;
+        }
         let Some((waiter, slot)) = books.ledger.grant() else { return };
         // Only an endpoint that is there has credits.
         let Some(endpoint) = books.endpoint(slot.endpoint()).cloned() else { continue };
-        let now = Instant::now();
-        let start = books.start(&slot, now);
+        let granted = books.start(&slot, Instant::now());
         drop(books);
-        drop(waiter.send(Credit::new(shared, slot, endpoint, now, start)));
+        drop(waiter.send(Credit::new(shared, slot, endpoint, granted)));
     }
 }
 

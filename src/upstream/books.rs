@@ -7,14 +7,21 @@ use tokio::time::Instant;
 
 use super::Settings;
 use super::endpoint::Endpoint;
+use super::news::{BreakerMetrics, MOST_NEWS, News};
 use super::published::{Counts, Published};
 use super::settings::{EndpointSettings, Limit};
+use crate::control::breaker::{Breakers, Event, Left, Pass, State};
 use crate::control::credits::{Class, Ledger, Slot};
 use crate::control::drain_rate::DrainRate;
 use crate::control::limit::{Outcome, Start};
 use crate::control::report::{Report, Verdict};
-use crate::control::windows::{SetBy, Windows};
+use crate::control::windows::{Limits, SetBy, Windows};
+use crate::entropy;
+use crate::error::{ProxyError, Reason};
 use crate::metrics::{Counter, Gauge, Registry};
+
+/// Who is refused by a breaker comes back up to so much of the wait later: not all at once.
+const SPREAD: f64 = 0.2;
 
 /// See the module's text. `W` wakes a waiter.
 #[derive(Debug)]
@@ -24,6 +31,9 @@ pub(super) struct Books<W> {
     pub(super) drain: DrainRate,
     pub(super) published: Published,
     pub(super) max_wait: Duration,
+    breakers: Breakers,
+    news: Vec<News>,
+    name: Arc<str>,
     limit: Limit,
     /// By account.
     members: Vec<Option<Member>>,
@@ -44,6 +54,7 @@ struct MemberMetrics {
     draining: Gauge,
     credits: Gauge,
     set_by: [Gauge; SetBy::ALL.len()],
+    breaker: BreakerMetrics,
     attempts: [Counter; Verdict::FINAL.len()],
     reports: Counts,
 }
@@ -60,6 +71,7 @@ impl MemberMetrics {
                 let help = "1 for what sets the endpoint's unary credits.";
                 registry.gauge("headworks_endpoint_credits_set_by", help, &labels)
             }),
+            breaker: BreakerMetrics::endpoint(registry, upstream, endpoint),
             attempts: Verdict::FINAL.map(|verdict| {
                 let labels = [("upstream", upstream), ("endpoint", endpoint), ("verdict", verdict.label())];
                 let help = "Attempts by what they said about the endpoint.";
@@ -74,6 +86,17 @@ impl MemberMetrics {
 struct Metrics {
     unary: Gauge,
     streams: Gauge,
+    breaker: BreakerMetrics,
+    panics: Counter,
+}
+
+/// What is known of a request when its credit is given out.
+#[derive(Debug)]
+pub(super) struct Granted {
+    /// For the window; none when nothing is learned for it.
+    pub(super) start: Option<Start>,
+    /// For the breakers.
+    pub(super) pass: Pass,
 }
 
 impl Metrics {
@@ -82,7 +105,16 @@ impl Metrics {
             let labels = [("upstream", upstream), ("class", class)];
             registry.gauge("headworks_credits_limit", "Credits of all endpoints together.", &labels)
         };
-        Self { unary: limit("unary"), streams: limit("stream") }
+        Self {
+            unary: limit("unary"),
+            streams: limit("stream"),
+            breaker: BreakerMetrics::upstream(registry, upstream),
+            panics: registry.counter(
+                "headworks_upstream_breaker_panics_total",
+                "How often endpoints came back because no other was beyond suspicion.",
+                &[("upstream", upstream)],
+            ),
+        }
     }
 }
 
@@ -96,6 +128,9 @@ impl<W> Books<W> {
             drain: DrainRate::new(Instant::now(), credits),
             published: Published::default(),
             max_wait: settings.queue.timeout,
+            breakers: Breakers::new(settings.breaker, Instant::now()),
+            news: Vec::new(),
+            name: Arc::clone(&settings.name),
             limit: settings.limit,
             members: Vec::new(),
             order: Vec::new(),
@@ -106,7 +141,9 @@ impl<W> Books<W> {
     /// Brings other settings in force. Endpoints that stay keep their accounts, so that credits which are out count on;
     /// what is draining goes on draining. Ask the ledger to grant afterwards.
     pub(super) fn apply(&mut self, settings: &Settings, endpoints: Vec<Arc<Endpoint>>, registry: &Registry) {
+        let now = Instant::now();
         self.limit = settings.limit;
+        self.breakers.apply(settings.breaker, now);
         self.max_wait = settings.queue.timeout;
         self.ledger.set_max_waiting(settings.queue.max);
         self.ledger.set_apart(settings.limit.streams.is_some());
@@ -118,6 +155,7 @@ impl<W> Books<W> {
                 self.ledger.close(at);
                 self.windows.remove(at);
                 self.published.heard.remove(at);
+                self.breakers.remove(at);
             }
         }
         self.order.clear();
@@ -135,6 +173,7 @@ impl<W> Books<W> {
             let metrics = MemberMetrics::new(registry, &settings.name, endpoint.label());
             let member = Member { endpoint, is_draining: false, metrics };
             let account = self.ledger.open();
+            self.breakers.add(account, now);
             self.order.push(account);
             if self.members.len() <= account {
                 self.members.resize_with(account + 1, || None);
@@ -163,30 +202,121 @@ impl<W> Books<W> {
             self.windows.set(&mut self.ledger, account, (self.limit.in_flight, streams), now, unix);
             let drain = member.is_draining.then_some(0);
             self.windows.cap(&mut self.ledger, account, SetBy::Drain, drain);
+            self.breakers.set_draining(account, member.is_draining);
             member.metrics.draining.set(i64::from(member.is_draining));
         }
+        self.metrics.breaker.show(self.breakers.state(None, now));
+        self.follow(now);
         self.show_limits();
     }
 
-    /// A credit is given out: none when nothing is learned from it.
-    pub(super) fn start(&mut self, slot: &Slot, now: Instant) -> Option<Start> {
+    /// A credit is given out.
+    pub(super) fn start(&mut self, slot: &Slot, now: Instant) -> Granted {
         self.expire(now);
         let start = self.windows.on_start(&mut self.ledger, slot, now);
+        let pass = self.breakers.on_start(slot.endpoint(), slot.class(), now);
+        self.follow(now);
         self.show_changes();
-        start
+        Granted { start, pass }
+    }
+
+    /// Time has passed. Whether there may be more free credits: then ask the ledger to grant.
+    pub(super) fn look(&mut self, now: Instant) -> bool {
+        self.breakers.look(now);
+        self.follow(now)
+    }
+
+    /// A request turns out to last: see [`Ledger::exchange`].
+    pub(super) fn exchange(&mut self, slot: &mut Slot, now: Instant) {
+        self.ledger.exchange(slot);
+        self.follow(now);
+    }
+
+    /// Brings in force what the breakers say; whether that may be something else than before.
+    fn follow(&mut self, now: Instant) -> bool {
+        // While there are trials, what may be given out hangs on what is out.
+        if !(self.breakers.take_changed() || self.breakers.is_trying()) {
+            return false;
+        }
+        for event in self.breakers.take_events() {
+            self.on_event(event, now);
+        }
+        for (account, member) in self.members.iter().enumerate() {
+            let Some(member) = member else { continue };
+            let used = |class| self.ledger.credits_of(account, class).map_or(0, |(used, _)| used);
+            let used = Limits { unary: used(Class::Unary), streams: used(Class::Stream) };
+            let Left { breaker, check, rest } = self.breakers.left(account, used, now);
+            for (by, caps) in [(SetBy::Breaker, breaker), (SetBy::Check, check), (SetBy::Rest, rest)] {
+                self.windows.cap_each(&mut self.ledger, account, by, caps);
+            }
+            member.metrics.breaker.show(self.breakers.state(Some(account), now));
+        }
+        self.ledger.choice().try_out(self.breakers.to_try());
+        self.show_changes();
+        true
+    }
+
+    fn on_event(&mut self, event: Event, now: Instant) {
+        let (Event::Opened { account, .. } | Event::HalfOpen { account } | Event::Closed { account }) = event else {
+            self.metrics.panics.inc();
+            return self.tell(None, event);
+        };
+        let member = account.and_then(|account| self.members.get(account)?.as_ref());
+        let metrics = member.map_or(&self.metrics.breaker, |member| &member.metrics.breaker);
+        if let Event::Opened { cause, .. } = event {
+            metrics.opened(cause);
+        }
+        let endpoint = member.map(|member| Arc::clone(member.endpoint.label()));
+        match (account, event) {
+            (Some(account), Event::Closed { .. }) => self.ledger.choice().come_back(account, now),
+            (None, _) => self.metrics.breaker.show(self.breakers.state(None, now)),
+            _ => {}
+        }
+        self.tell(endpoint, event);
+    }
+
+    fn tell(&mut self, endpoint: Option<Arc<str>>, event: Event) {
+        if self.news.len() < MOST_NEWS {
+            self.news.push(News { upstream: Arc::clone(&self.name), endpoint, event });
+        }
+    }
+
+    /// What there is for the log.
+    pub(super) fn take_news(&mut self) -> Vec<News> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// Why nobody gets a credit for now, other than that all are out.
+    pub(super) fn closed(&self, now: Instant) -> Option<ProxyError> {
+        if self.is_dry() {
+            return Some(Reason::NoEndpoint.into());
+        }
+        let wait = self.breakers.shut(now)?;
+        Some(ProxyError::from(Reason::BreakerOpen).retry_after(wait.mul_f64(1.0 + SPREAD * entropy::unit())))
+    }
+
+    /// Whether [`Books::closed`] would say something about breakers. Cheap.
+    pub(super) fn is_shut(&self) -> bool {
+        self.breakers.is_shut()
+    }
+
+    /// How the breaker of an endpoint is.
+    pub(super) fn breaker(&self, account: usize, now: Instant) -> State {
+        self.breakers.state(Some(account), now)
     }
 
     /// See [`Windows::relieve`].
     pub(super) fn relieve(&mut self, now: Instant) -> Option<usize> {
         let is_expired = self.expire(now);
         let moved = self.windows.relieve(&mut self.ledger, now);
+        self.follow(now);
         self.show_changes();
         moved.or(is_expired.then_some(0))
     }
 
     /// Whether credits may come free by time alone.
     pub(super) fn is_timed(&self) -> bool {
-        self.windows.is_adaptive() || self.published.heard.is_timed()
+        self.windows.is_adaptive() || self.published.heard.is_timed() || self.breakers.awaits_time()
     }
 
     /// The counts of what an endpoint reports.
@@ -194,33 +324,40 @@ impl<W> Books<W> {
         self.members.get(account)?.as_ref().map(|member| &member.metrics.reports)
     }
 
-    /// What an attempt tells about the endpoint behind an account.
-    pub(super) fn report(&mut self, account: usize, report: &Report) {
+    /// What an attempt tells about the endpoint behind an account. Whether there may be more free credits, or fewer.
+    pub(super) fn report(&mut self, account: usize, pass: &mut Pass, report: &Report, now: Instant) -> bool {
         // One that has gone is judged no more.
-        let Some(member) = self.members.get(account).and_then(Option::as_ref) else { return };
-        for (verdict, counted) in Verdict::FINAL.into_iter().zip(&member.metrics.attempts) {
-            if verdict == report.verdict {
-                counted.inc();
+        if let Some(member) = self.members.get(account).and_then(Option::as_ref) {
+            for (verdict, counted) in Verdict::FINAL.into_iter().zip(&member.metrics.attempts) {
+                if verdict == report.verdict {
+                    counted.inc();
+                }
             }
         }
+        let credits = self.ledger.credits_of(account, pass.class());
+        let credits = credits.or_else(|| self.ledger.credits_of(account, Class::Unary));
+        let in_flight = credits.map_or(0, |(used, _)| used);
+        self.breakers.on_report(account, pass, report, in_flight, now, entropy::unit);
+        self.follow(now)
     }
 
     /// A credit is back, and with it what was learned.
     pub(super) fn finish(
         &mut self,
         slot: &Slot,
-        report: Option<&Report>,
+        told: Option<(&mut Pass, Report)>,
         learned: Option<(Start, Outcome)>,
         now: Instant,
     ) {
+        if let Some((pass, report)) = told {
+            self.report(slot.endpoint(), pass, &report, now);
+        }
         self.ledger.release(slot);
         self.drain.on_return(now);
-        if let Some(report) = report {
-            self.report(slot.endpoint(), report);
-        }
         if let Some((start, outcome)) = learned {
             self.learn(slot, start, outcome, now);
         }
+        self.follow(now);
     }
 
     /// What there is to learn from a request is known.
@@ -283,4 +420,158 @@ impl<W> Books<W> {
 
 fn gauge(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::breaker;
+    use crate::control::credits::{Answer, Ask};
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Ask(bool),
+        Head(usize, usize),
+        End(usize, usize),
+        Later(u64),
+        Drain(usize, bool),
+        Reload(u8, bool),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            6 => any::<bool>().prop_map(Step::Ask),
+            2 => (any::<usize>(), 0..6_usize).prop_map(|(at, verdict)| Step::Head(at, verdict)),
+            6 => (any::<usize>(), 0..6_usize).prop_map(|(at, verdict)| Step::End(at, verdict)),
+            2 => (0_u64..2000).prop_map(Step::Later),
+            1 => (0..3_usize, any::<bool>()).prop_map(|(at, is_draining)| Step::Drain(at, is_draining)),
+            1 => (1_u8..8, any::<bool>()).prop_map(|(which, is_on)| Step::Reload(which, is_on)),
+        ];
+        proptest::collection::vec(step, 0..400)
+    }
+
+    /// Settings with those of three endpoints that `which` has a bit for.
+    fn settings(which: u8, is_on: bool) -> Settings {
+        let all = (0..3_u8).filter(|n| which & 1 << n != 0);
+        let endpoints = all.map(|n| EndpointSettings {
+            label: format!("http://127.0.0.1:{n}").into(),
+            ..Settings::for_tests().endpoints.remove(0)
+        });
+        let breaker = breaker::Settings { failures: 2, ..breaker::Settings::default() };
+        Settings {
+            endpoints: endpoints.collect(),
+            limit: Limit { streams: std::num::NonZeroUsize::new(2), ..Limit::fixed(3) },
+            breaker: is_on.then_some(breaker),
+            ..Settings::for_tests()
+        }
+    }
+
+    struct Out {
+        slot: Slot,
+        pass: Pass,
+        is_told: bool,
+        is_trial: bool,
+    }
+
+    /// Takes what was granted, which must be good.
+    fn taken(books: &mut Books<()>, slot: Slot, out: &mut Vec<Out>, now: Instant) {
+        let account = slot.endpoint();
+        let state = books.breaker(account, now);
+        assert!(!matches!(state, State::Open(_)), "{account} is left out");
+        assert!(books.members[account].as_ref().is_some_and(|member| !member.is_draining), "{account} is away");
+        let Granted { pass, .. } = books.start(&slot, now);
+        out.push(Out { slot, pass, is_told: false, is_trial: state == State::HalfOpen });
+        let trials = out.iter().filter(|out| out.is_trial && !out.is_told && out.slot.endpoint() == account);
+        assert!(trials.count() <= 32, "{account} is tried by too many");
+        for class in [Class::Unary, Class::Stream] {
+            let used = out.iter().filter(|out| out.slot.endpoint() == account && out.slot.class() == class).count();
+            assert!(used <= if class == Class::Unary { 3 } else { 2 }, "{account} has {used} of {class:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn credits_are_never_exceeded_and_never_leak(steps in steps()) {
+            let registry = Registry::new();
+            let endpoints = |settings: &Settings| {
+                let endpoint = |endpoint| Endpoint::new(settings, endpoint).expect("usable settings");
+                settings.endpoints.iter().map(endpoint).collect::<Vec<_>>()
+            };
+            let mut now = Instant::now();
+            let mut known = settings(7, true);
+            let mut books = Books::<()>::new(&known, &registry);
+            books.apply(&known, endpoints(&known), &registry);
+            let mut out: Vec<Out> = Vec::new();
+            let report = |verdict: usize| Report {
+                verdict: Verdict::FINAL[verdict],
+                latency: Duration::from_millis(5),
+                rest: (verdict == 2).then_some(Duration::from_millis(700)),
+            };
+            for step in steps {
+                match step {
+                    Step::Ask(is_stream) => {
+                        books.look(now);
+                        let ask = Ask::new(if is_stream { Class::Stream } else { Class::Unary }, now);
+                        if let Answer::Granted(slot) = books.ledger.acquire(&ask, || ()) {
+                            taken(&mut books, slot, &mut out, now);
+                        }
+                    }
+                    Step::Head(at, verdict) if !out.is_empty() => {
+                        let at = at % out.len();
+                        let Out { slot, pass, is_told, .. } = &mut out[at];
+                        if !std::mem::replace(is_told, true) {
+                            books.report(slot.endpoint(), pass, &report(verdict), now);
+                            books.exchange(slot, now);
+                        }
+                    }
+                    Step::End(at, verdict) if !out.is_empty() => {
+                        let mut gone = out.swap_remove(at % out.len());
+                        let told = (!gone.is_told).then(|| (&mut gone.pass, report(verdict)));
+                        books.finish(&gone.slot, told, None, now);
+                    }
+                    Step::Later(millis) => {
+                        now += Duration::from_millis(millis);
+                        books.look(now);
+                    }
+                    Step::Drain(at, is_draining) => {
+                        let endpoint = books.members().nth(at % known.endpoints.len()).map(|(_, found, _)| Arc::clone(found));
+                        books.set_draining(&endpoint.expect("it is there"), is_draining);
+                    }
+                    Step::Reload(which, is_on) => {
+                        known = settings(which, is_on);
+                        books.apply(&known, endpoints(&known), &registry);
+                    }
+                    _ => {}
+                }
+                if books.is_shut() {
+                    prop_assert!(books.closed(now).is_some());
+                    books.ledger.dismiss();
+                }
+                while let Some(((), slot)) = books.ledger.grant() {
+                    taken(&mut books, slot, &mut out, now);
+                }
+                let used = books.ledger.used(Class::Unary) + books.ledger.used(Class::Stream);
+                prop_assert_eq!(used, out.len());
+                prop_assert!(books.news.len() <= MOST_NEWS);
+            }
+            for mut left in out.drain(..) {
+                let told = (!left.is_told).then(|| (&mut left.pass, report(0)));
+                books.finish(&left.slot, told, None, now);
+            }
+            prop_assert_eq!(books.ledger.used(Class::Unary) + books.ledger.used(Class::Stream), 0);
+            // Whatever was before, an endpoint that is well is back in service in time.
+            for _ in 0..100 {
+                now += Duration::from_secs(1);
+                books.look(now);
+                if let Answer::Granted(slot) = books.ledger.acquire(&Ask::new(Class::Unary, now), || ()) {
+                    let mut pass = books.start(&slot, now).pass;
+                    books.finish(&slot, Some((&mut pass, report(0))), None, now);
+                }
+            }
+            let is_left_out = |account| books.breaker(account, now) != State::Closed;
+            prop_assert!(!books.members().any(|(account, _, is_draining)| !is_draining && is_left_out(account)));
+        }
+    }
 }

@@ -20,8 +20,8 @@ type Answer = Pin<Box<dyn Future<Output = Result<Response, ProxyError>> + Send>>
 
 /// Calls an upstream, with the clocks of a route. A credit is held from admission to the end of the response body.
 ///
-/// Refuses with what admission refuses with: `queue_full`, `queue_timeout` and `no_endpoint`. Dropping the future, or
-/// the body of the answer, cancels the call and gives the credit back.
+/// Refuses with what admission refuses with: `queue_full`, `queue_timeout`, `breaker_open` and `no_endpoint`. Dropping
+/// the future, or the body of the answer, cancels the call and gives the credit back.
 #[derive(Clone, Debug)]
 pub struct Calls {
     upstream: Arc<Upstream>,

@@ -8,10 +8,12 @@ use http_body::Body as _;
 use tokio::time::Instant;
 
 use super::admission::{Shared, hand_out};
+use super::books::Granted;
 use super::endpoint::Endpoint;
 use crate::body::kind::{self, Kind};
 use crate::body::{End, Watch};
 use crate::context::Response;
+use crate::control::breaker::Pass;
 use crate::control::credits::{Class, Slot};
 use crate::control::limit::{Outcome, Start};
 use crate::control::published::fields::{self, Found};
@@ -30,8 +32,8 @@ pub struct Credit {
     account: usize,
     class: Class,
     begun: Option<Begun>,
-    /// When it was given out.
-    since: Instant,
+    /// What the breakers know of it.
+    pass: Pass,
     /// None when there is nothing to learn for the window, or nothing more.
     start: Option<Start>,
     /// How long the service took to begin its answer, while the window waits for the end of it.
@@ -48,8 +50,7 @@ impl Credit {
         shared: &Arc<Shared>,
         slot: Slot,
         endpoint: Arc<Endpoint>,
-        since: Instant,
-        start: Option<Start>,
+        Granted { start, pass }: Granted,
     ) -> Self {
         shared.metrics.credits(slot.class()).inc();
         Self {
@@ -59,7 +60,7 @@ impl Credit {
             class: slot.class(),
             slot: Some(slot),
             begun: None,
-            since,
+            pass,
             start,
             head: None,
             outcome: None,
@@ -77,7 +78,7 @@ impl Credit {
 
     /// There will be no answer.
     pub fn failed(mut self, reason: Reason) {
-        self.report = Some(Report::failed(reason, self.since.elapsed()));
+        self.report = Some(Report::failed(reason, self.pass.at().elapsed()));
         self.outcome = Some(match reason {
             Reason::FirstByteTimeout => Outcome::Overloaded { is_abandoned: true },
             _ => Outcome::Unknown,
@@ -90,7 +91,8 @@ impl Credit {
     #[must_use]
     pub fn answered(mut self, mut response: Response, kind: Kind, asked: Option<Instant>) -> Response {
         let now = Instant::now();
-        let latency = now.saturating_duration_since(asked.map_or(self.since, |asked| asked.max(self.since)));
+        let since = self.pass.at();
+        let latency = now.saturating_duration_since(asked.map_or(since, |asked| asked.max(since)));
         let is_grpc = kind::is_grpc(response.headers());
         let report = Report::of_head(response.status(), response.headers(), latency, is_grpc, SystemTime::now);
         // A call that has begun and is dropped says no more.
@@ -100,10 +102,11 @@ impl Credit {
             Verdict::ServerError | Verdict::Broken => Some(Outcome::Failed(latency)),
             _ => (kind != Kind::Unary).then_some(Outcome::Answered(latency)),
         };
+        let mut has_changed = false;
         {
             let mut books = self.shared.books();
             if let Some(slot) = &self.slot {
-                books.report(slot.endpoint(), &report);
+                has_changed = books.report(slot.endpoint(), &mut self.pass, &report, now);
             }
             match (outcome, self.start.take(), &self.slot) {
                 (Some(outcome), Some(start), Some(slot)) => books.learn(slot, start, outcome, now),
@@ -119,7 +122,10 @@ impl Credit {
             }
         }
         if kind != Kind::Unary {
-            self.exchange();
+            self.exchange(now);
+        }
+        if has_changed {
+            hand_out(&self.shared);
         }
         self.class = self.slot.as_ref().map_or(self.class, Slot::class);
         if let Some(found) = fields::read(response.headers()) {
@@ -141,10 +147,10 @@ impl Credit {
         hand_out(&self.shared);
     }
 
-    fn exchange(&mut self) {
+    fn exchange(&mut self, now: Instant) {
         let Some(slot) = &mut self.slot else { return };
         let before = slot.class();
-        self.shared.books().ledger.exchange(slot);
+        self.shared.books().exchange(slot, now);
         if slot.class() != before {
             self.shared.metrics.credits(before).dec();
             self.shared.metrics.credits(slot.class()).inc();
@@ -166,7 +172,8 @@ impl Drop for Credit {
                 let left = || Outcome::Left(now.saturating_duration_since(start.at()));
                 (start, self.outcome.unwrap_or_else(left))
             });
-            books.finish(&slot, self.report.take().as_ref(), learned, now);
+            let told = self.report.take().map(|report| (&mut self.pass, report));
+            books.finish(&slot, told, learned, now);
         }
         hand_out(&self.shared);
     }

@@ -7,6 +7,7 @@
 //! | `call.rs` | [`Calls`]: a credit, and the attempt that it is good for |
 //! | `admission.rs` | [`Admission`]: credits, and the one queue in front of all endpoints |
 //! | `books.rs` | what the lock of admission guards: credits, and who stands behind them |
+//! | `news.rs` | what breakers do, told to operators |
 //! | `credit.rs` | [`Credit`]: leave to use one endpoint once, and what its use tells |
 //! | `agent.rs` | asks agents for the credits of endpoints |
 //! | `published.rs` | what endpoints report of their load, and what is said of it to those in front |
@@ -35,6 +36,7 @@ mod first_byte;
 mod handshake;
 mod hold;
 mod io;
+mod news;
 mod pool;
 mod published;
 mod service;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::uri::{Authority, PathAndQuery};
 
-use crate::control::limit;
+use crate::control::{breaker, limit};
 
 /// One upstream: a named pool of endpoints that serve the same thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct Settings {
     pub published: Published,
     /// How many wait in front of all endpoints, and how long.
     pub queue: Queue,
+    /// When endpoints are left out, and for how long; none: never.
+    pub breaker: Option<breaker::Settings>,
     /// The clocks of a call.
     pub timeout: Timeouts,
     /// Bounds of the connection pool, per endpoint.
@@ -265,6 +267,7 @@ impl Settings {
             limit: Limit::default(),
             published: Published::default(),
             queue: Queue::default(),
+            breaker: Some(breaker::Settings::default()),
             timeout: Timeouts::default(),
             pool: Pool::default(),
             tls: Tls::default(),

@@ -26,6 +26,7 @@
 
 mod admin;
 mod admission;
+mod breaker;
 mod cli;
 mod connection_life;
 mod connections;

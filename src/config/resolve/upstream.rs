@@ -8,7 +8,7 @@ use crate::config::error::{Problem, quote};
 use crate::config::file;
 use crate::config::values::{Located, Many, Name, Tried};
 use crate::config::window::{Algorithm, InFlight};
-use crate::control::limit;
+use crate::control::{breaker, limit};
 use crate::upstream::{Address, EndpointSettings, Limit, Pool, Protocol, Queue, Scheme, Settings, Timeouts, Tls};
 
 use super::count;
@@ -35,6 +35,7 @@ pub(super) fn settings(
         limit,
         published,
         queue: Queue { max: usize::try_from(table.queue.max.0).unwrap_or(0), timeout: table.queue.timeout.0 },
+        breaker: table.breaker.0.as_ref().map(breaker),
         timeout: Timeouts {
             connect: table.timeout.connect.0,
             first_byte: table.timeout.first_byte.0,
@@ -51,6 +52,13 @@ pub(super) fn settings(
         tls,
         buffer,
     })
+}
+
+fn breaker(table: &file::Breaker) -> breaker::Settings {
+    let &file::Breaker { failures, open, max_out, .. } = table;
+    // A share counts millionths.
+    let max_out = (max_out.0.get() / 10_000).max(1);
+    breaker::Settings { failures: failures.0, shortest: open.from, longest: open.to, max_out }
 }
 
 fn limit(table: file::Limit, most: Option<NonZeroUsize>, cx: &mut Context<'_>) -> Limit {

@@ -156,6 +156,8 @@ pub struct Choice {
     has_zones: bool,
     /// Choices since it was last looked for somebody to try, and when that was.
     since_try: (u32, Option<Instant>),
+    /// The endpoint that comes first, whatever it costs.
+    trial: Option<usize>,
     /// Numbers whose median is wanted. As many as there are endpoints.
     scratch: Vec<f64>,
 }
@@ -202,6 +204,11 @@ impl Choice {
         self.look();
     }
 
+    /// Requests that have to show whether an endpoint is well again go there while it has room, whatever it costs.
+    pub fn try_out(&mut self, account: Option<usize>) {
+        self.trial = account;
+    }
+
     /// What an endpoint did with a request.
     pub fn learn(&mut self, account: usize, sample: Sample, now: Instant) {
         let Some(peer) = self.peer(account) else { return };
@@ -221,7 +228,10 @@ impl Choice {
 
     /// The endpoint that gets the next request, of those that have room; none when no one has.
     pub fn choose(&mut self, ask: &Ask, load: impl Fn(usize) -> Load) -> Option<usize> {
-        let found = if self.peers.len() == 1 {
+        let trial = self.trial.filter(|at| load(*at).has_room());
+        let found = if trial.is_some() {
+            trial
+        } else if self.peers.len() == 1 {
             load(0).has_room().then_some(0)
         } else {
             let round = Round { ask, load: &load, prefers_near: self.has_zones && self.prefers_near(&load) };

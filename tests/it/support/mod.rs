@@ -7,6 +7,7 @@
 //! | `flood.rs` | [`Flood`]: a raw upstream that sends as fast as it can and knows what was taken |
 //! | `wire.rs` | [`Wire`]: an upstream that does by hand what a test says |
 //! | `workers.rs` | [`Workers`]: a service that can work on so many requests at once |
+//! | `switch.rs` | [`Switch`]: a service that can be killed and started again |
 //! | `transcript.rs` | [`transcript::Transcript`]: an upstream that reads strictly, byte for byte |
 //! | `tunnel.rs` | [`Streams`]: an HTTP/2 client whose streams become tunnels |
 //! | `client.rs` | [`Raw`], [`h1`], [`h2`], [`get`]: clients that do exactly what a test says |
@@ -24,6 +25,7 @@ mod metrics;
 mod origin;
 mod proxy;
 mod python;
+mod switch;
 pub(crate) mod transcript;
 mod tunnel;
 mod wait;
@@ -37,6 +39,7 @@ pub(crate) use metrics::Metrics;
 pub(crate) use origin::{Origin, Record};
 pub(crate) use proxy::{Proxy, run};
 pub(crate) use python::python;
+pub(crate) use switch::Switch;
 pub(crate) use tunnel::Streams;
 pub(crate) use wait::{eventually, raise_file_limit};
 pub(crate) use wire::Wire;
