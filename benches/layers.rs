@@ -90,10 +90,14 @@ fn rate_limit(bencher: Bencher<'_, '_>) {
     let settings = rate_limit::Settings {
         name: "bench".into(),
         by: Part::Client.into(),
-        amount: u32::MAX.try_into().unwrap(),
+        cost: rate_limit::Cost::Requests,
+        amount: u64::from(u32::MAX).try_into().unwrap(),
         period: Duration::from_secs(1),
-        burst: u32::MAX.try_into().unwrap(),
+        burst: u64::from(u32::MAX).try_into().unwrap(),
         max_keys: 1_000,
+        dry_run: false,
+        surge: Vec::new(),
+        top_talkers: None,
     };
     measure(bencher, RateLimitLayer::new([Arc::new(Limiter::new(settings, &Registry::new(), "bench"))]));
 }

@@ -9,12 +9,16 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use crate::config::{
-    AccessLog, Action, Config, HostPattern, Match, PathPattern, Route, nearest, show_duration, show_rate, show_size,
+    AccessLog, Action, Config, HostPattern, Match, PathPattern, Route, nearest, show_duration, show_factor, show_rate,
+    show_size,
 };
+use crate::context::Key;
 use crate::control::allowance::{Field, Fields};
 use crate::control::limit;
+use crate::control::surge::Window;
 use crate::layers::fault;
 use crate::layers::headers::Edit;
+use crate::layers::rate_limit::{Cost, TopTalkers};
 use crate::upstream::{self, HostPolicy};
 
 /// What stands for a text that came from the environment or from a file.
@@ -147,13 +151,30 @@ fn deadline(page: &mut Page, route: &Route) {
 }
 
 fn limits(page: &mut Page, route: &Route, show: &impl Fn(&str) -> String) {
+    let by = |key: &Key| match key.parts() {
+        [] => "all together".to_owned(),
+        parts => parts.iter().map(|part| show(&part.to_string())).collect::<Vec<_>>().join(" and "),
+    };
     let rows = route.rate_limits.iter().map(|limit| {
-        let by = match limit.by.parts() {
-            [] => "all together".to_owned(),
-            parts => parts.iter().map(|part| show(&part.to_string())).collect::<Vec<_>>().join(" and "),
+        let amount = |amount: u64| if limit.cost == Cost::Requests { amount.to_string() } else { show_size(amount) };
+        let rate = show_rate(amount(limit.amount.get()), limit.period);
+        let of = match limit.cost {
+            Cost::Requests => "",
+            Cost::RequestBytes => " of request bytes",
+            Cost::ResponseBytes => " of response bytes",
         };
-        let rate = show_rate(limit.amount, limit.period);
-        (show(&limit.name), format!("{rate} by {by}, burst {}, {} keys at most", limit.burst, limit.max_keys))
+        let burst = amount(limit.burst.get());
+        let mut parts = vec![
+            format!("{rate}{of} by {}", by(&limit.by)),
+            format!("burst {burst}"),
+            format!("{} keys at most", limit.max_keys),
+        ];
+        let surge = |window: &Window| format!("{} times that by schedule", show_factor(window.factor));
+        parts.extend(limit.surge.iter().map(surge));
+        let top = |top: &TopTalkers| format!("{}% for the top {} by {}", top.percent, top.count, by(&top.by));
+        parts.extend(limit.top_talkers.as_ref().map(top));
+        parts.extend(limit.dry_run.then(|| "refuses nothing (dry_run)".to_owned()));
+        (show(&limit.name), parts.join(", "))
     });
     page.layer("rate_limit", rows);
 }

@@ -9,6 +9,7 @@
 //! | `status` | as sent, or the reason's when none was sent (499 for a client that left) |
 //! | `reason` | why it did not simply succeed |
 //! | `fault` | what was done wrong to it on purpose |
+//! | `would_refuse` | why it would have been refused but for a `dry_run` |
 //! | `route`, `upstream`, `endpoint` | who served it |
 //! | `queue_ms`, `first_byte_ms`, `total_ms` | the wait for a credit; from receipt to the upstream's head; to the end |
 //! | `bytes_in`, `bytes_out` | of the bodies, as far as they came |
@@ -83,6 +84,7 @@ impl Line<'_> {
         write!(out, ",\"status\":{}", self.status.as_u16())?;
         json(out, "reason", notes.reason())?;
         json(out, "fault", notes.faults.names())?;
+        json(out, "would_refuse", notes.would_refuse.get())?;
         json(out, "route", notes.route.get())?;
         json(out, "upstream", notes.upstream.get())?;
         json(out, "endpoint", notes.endpoint.get())?;
@@ -107,6 +109,7 @@ impl Line<'_> {
         }
         text(out, "reason", notes.reason())?;
         text(out, "fault", notes.faults.names())?;
+        text(out, "would_refuse", notes.would_refuse.get())?;
         text(out, "route", notes.route.get())?;
         text(out, "upstream", notes.upstream.get())?;
         text(out, "endpoint", notes.endpoint.get())?;

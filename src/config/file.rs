@@ -6,11 +6,12 @@ use super::admin::{OpenPage, Token};
 use super::agent::AgentUrl;
 use super::breaker::Growing;
 use super::faults::{Abort, Pace, Share};
+use super::limiter::{Amount, Cost, Days, Factor, Percent, Ramp, Rate, TimeOfDay};
 use super::listen::{ListenAddress, Mode, Peers};
 use super::priority::PriorityOf;
 use super::section::section;
 use super::values::{
-    File, Flag, Free, Located, Many, Name, Named, Number, Off, OrAuto, OrOff, Rate, Size, Tables, Time, Tried, Wait,
+    File, Flag, Free, Located, Many, Name, Named, Number, Off, OrAuto, OrOff, Size, Tables, Time, Tried, Wait,
 };
 use super::web::{FieldTest, FieldValue, Fields, Level, Prefix, Switch, Target};
 use super::window::{Algorithm, InFlight};
@@ -395,12 +396,44 @@ section! {
         name: Located<Name>, optional;
         /// What is counted apart: the "client", another part of the request, a list of parts, or "all" together.
         by: Key, default = "client";
-        /// Requests per second, minute or hour.
-        rate: Rate, required;
-        /// Requests that may come at once; the amount of the rate when absent.
-        burst: Number<1, { u32::MAX }>, optional;
+        /// What is counted: requests, or the bytes of their bodies or of their answers'.
+        cost: Cost, default = "requests";
+        /// Requests, or bytes such as "10MiB/s", per second, minute or hour.
+        rate: Located<Rate>, required;
+        /// Requests or bytes that may come at once; the amount of the rate when absent.
+        burst: Located<Amount>, optional;
         /// Keys remembered at most.
         max_keys: Number<1, 10_000_000>, default = 100000;
+        /// Whether it only counts and logs what it would have refused.
+        dry_run: Flag, default = false;
+        /// When the rate is higher.
+        surge: Many<Surge>, default = [];
+        /// Those who ask most, and what they may have when others want it; absent, all are equal.
+        top_talkers: TopTalkers, optional;
+    }
+
+    /// Hours in which a rate is higher.
+    Surge "`surge`" {
+        /// Days of the week in UTC, such as "mon-fri" or "sat,sun".
+        days: Days, default = "mon-sun";
+        /// The time of day in UTC at which it begins.
+        from: Located<TimeOfDay>, required;
+        /// The time of day at which it ends; one that is earlier belongs to the next day.
+        to: TimeOfDay, required;
+        /// How many times higher, from 1 to 100.
+        factor: Factor, required;
+        /// How long it takes to come down afterwards.
+        ramp: Ramp, default = "1m";
+    }
+
+    /// Those who ask most.
+    TopTalkers "`top_talkers`" {
+        /// Who they are told apart by; as `by` of the limit.
+        by: Key, default = "client";
+        /// How many of them.
+        count: Number<1, 100>, default = 10;
+        /// Of the rate, for all of them together.
+        share: Percent, default = "10%";
     }
 
     /// What is done wrong on purpose, to see what clients and alarms make of it.

@@ -11,6 +11,7 @@
 //! | `key.rs` | what is counted, queued or steered apart |
 //! | `admin.rs` `breaker.rs` `faults.rs` | what is written about the admin port, breakers, and faults made on purpose |
 //! | `agent.rs` | what is written about agents that know the credits of endpoints |
+//! | `limiter.rs` | rates, and when they are raised |
 //! | `effective.rs` | every key with its value, secrets hidden |
 //! | `units.rs` | durations, sizes and rates, read and printed |
 //! | `priority.rs` | how much the requests of a route matter |
@@ -26,6 +27,7 @@ mod error;
 mod faults;
 mod file;
 mod key;
+mod limiter;
 mod listen;
 mod load;
 mod net;
@@ -45,7 +47,8 @@ pub use self::listen::{ListenAddress, Peers};
 pub use self::load::{from_upstream, keys, load, load_and_look, parse, schema};
 pub use self::suggest::nearest;
 pub use self::units::{
-    duration as read_duration, rate as read_rate, show_duration, show_rate, show_size, size as read_size,
+    duration as read_duration, factor as read_factor, rate as read_rate, show_duration, show_factor, show_rate,
+    show_size, size as read_size,
 };
 
 use std::fmt;

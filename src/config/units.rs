@@ -2,11 +2,15 @@
 //!
 //! A duration always has its unit: `timeout = 30` could mean seconds or milliseconds, and a wrong guess is an outage.
 
-use std::num::NonZeroU32;
+use std::fmt::Display;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 /// Longer times are typing errors, and would overflow when they are added to a clock.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// What is more cannot be told from no limit.
+const MOST_BYTES: u64 = 1 << 50;
 
 /// In falling order: the parser relies on it, and so does the printer.
 const TIME_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
@@ -97,15 +101,52 @@ pub fn rate(text: &str) -> Result<(NonZeroU32, Duration), String> {
     }
     let amount = u32::try_from(amount).map_err(|_| "the rate's amount is too large")?;
     let amount = NonZeroU32::new(amount).ok_or("a rate of 0 lets nothing through")?;
-    let period = period.trim();
-    let found = PERIODS.iter().find(|(words, _)| words.contains(&period));
-    let (_, seconds) = found.ok_or("a rate's period is `s`, `min` or `hour`")?;
-    Ok((amount, Duration::from_secs(*seconds)))
+    Ok((amount, self::period(period)?))
 }
 
-/// Prints a rate as the file writes it.
+/// Reads `10MiB/s`: a size with its unit, which is not zero, and a period.
+pub(super) fn byte_rate(text: &str) -> Result<(NonZeroU64, Duration), String> {
+    let (amount, period) = text.split_once('/').ok_or("a rate is a size, `/` and a period")?;
+    let amount = NonZeroU64::new(size(amount.trim())?).ok_or("a rate of 0 lets nothing through")?;
+    if amount.get() > MOST_BYTES {
+        return Err("the rate's size is too large".into());
+    }
+    Ok((amount, self::period(period)?))
+}
+
+fn period(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let found = PERIODS.iter().find(|(words, _)| words.contains(&text));
+    let (_, seconds) = found.ok_or("a rate's period is `s`, `min` or `hour`")?;
+    Ok(Duration::from_secs(*seconds))
+}
+
+/// Reads `2` or `1.5` as thousandths, from one whole to a hundred.
+pub fn factor(text: &str) -> Result<u32, String> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(part) {
+        return Err("a factor is a number such as 2 or 1.5".into());
+    }
+    if part.len() > 3 {
+        return Err("a factor has three decimals at most".into());
+    }
+    let whole = whole.parse::<u32>().ok().filter(|whole| *whole <= 100);
+    let part = format!("{part:0<3}").parse::<u32>().ok();
+    let factor = whole.zip(part).map(|(whole, part)| whole * 1000 + part);
+    factor.filter(|factor| (1000..=100_000).contains(factor)).ok_or_else(|| "a factor is from 1 to 100".into())
+}
+
+/// Prints thousandths as a factor.
 #[must_use]
-pub fn show_rate(amount: NonZeroU32, period: Duration) -> String {
+pub fn show_factor(factor: u32) -> String {
+    let text = format!("{}.{:03}", factor / 1000, factor % 1000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// Prints a rate as the file writes it; an amount may have its unit.
+#[must_use]
+pub fn show_rate(amount: impl Display, period: Duration) -> String {
     match PERIODS.iter().find(|(_, seconds)| period.as_secs() == *seconds) {
         Some(([word, ..], _)) => format!("{amount}/{word}"),
         _ => format!("{amount}/{}", show_duration(period)),
@@ -156,6 +197,31 @@ mod tests {
         }
     }
 
+    #[test]
+    fn rates_in_bytes() {
+        for (text, amount, seconds) in
+            [("10MiB/s", 10 << 20, 1), ("5 B / min", 5, 60), ("1GB/hour", 1_000_000_000, 3600)]
+        {
+            assert_eq!(byte_rate(text), Ok((NonZeroU64::new(amount).unwrap(), Duration::from_secs(seconds))), "{text}");
+        }
+        for wrong in ["", "10MiB", "0B/s", "10MiB/day", "x/s", "2000000GiB/s"] {
+            byte_rate(wrong).expect_err(wrong);
+        }
+    }
+
+    #[test]
+    fn factors() {
+        for (text, thousandths) in
+            [("1", 1000), ("2", 2000), ("1.5", 1500), ("2.05", 2050), ("100", 100_000), ("3.0", 3000)]
+        {
+            assert_eq!(factor(text), Ok(thousandths), "{text}");
+        }
+        for wrong in ["", "0", "0.9", "100.1", "1.", ".5", "-1", "1e3", "1.0001", "99999999999999", "x"] {
+            factor(wrong).expect_err(wrong);
+        }
+        assert_eq!([1000, 1500, 2050, 100_000].map(show_factor), ["1", "1.5", "2.05", "100"]);
+    }
+
     proptest! {
         #[test]
         fn what_is_printed_is_read_back(millis in 0u64..=31_536_000_000, bytes: u64, amount in 1u32.., which in 0usize..3) {
@@ -168,7 +234,7 @@ mod tests {
 
         #[test]
         fn no_text_panics(text: String) {
-            let _ = (duration(&text), size(&text), rate(&text));
+            let _ = (duration(&text), size(&text), rate(&text), byte_rate(&text), factor(&text));
         }
     }
 }

@@ -1,6 +1,5 @@
 //! The shapes of values that are not about HTTP: lists, numbers, sizes, durations, words, names.
 
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -382,27 +381,6 @@ impl<T: Decode> Decode for OrAuto<T> {
 
     fn schema() -> Value {
         json!({ "anyOf": [{ "const": "auto" }, T::schema()] })
-    }
-}
-
-/// `60/min`
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rate {
-    pub(super) amount: NonZeroU32,
-    pub(super) period: Duration,
-}
-
-impl Scalar for Rate {
-    const WHAT: &'static str = "a rate such as \"60/min\"";
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        let problem = |why| Problem::new(format!("{} is no rate: {why}", quote(text)));
-        let (amount, period) = units::rate(text).map_err(problem)?;
-        Ok(Self { amount, period })
-    }
-
-    fn string() -> Value {
-        json!({ "type": "string", "pattern": "^[0-9]+ */ *(s|sec|second|min|minute|h|hour)$" })
     }
 }
 

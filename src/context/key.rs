@@ -1,9 +1,9 @@
 //! What is counted, queued or steered apart.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::hash::{BuildHasher, Hasher};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use http::{HeaderName, header};
 
@@ -62,6 +62,21 @@ impl Key {
     }
 }
 
+impl Key {
+    /// What the request's parts are called where people read it: what the access log tells anyway as it is, and
+    /// values that may be secrets as a number, which another run calls otherwise.
+    pub fn label(&self, request: &Request, seed: &impl BuildHasher) -> String {
+        let mut label = String::new();
+        for part in &self.0 {
+            if !label.is_empty() {
+                label.push(' ');
+            }
+            part.label(request, seed, &mut label);
+        }
+        label
+    }
+}
+
 impl From<Part> for Key {
     fn from(part: Part) -> Self {
         Self(Box::new([part]))
@@ -108,6 +123,32 @@ impl Part {
             Self::Method => put(Some(request.method().as_str().as_bytes())),
             Self::Path => put(Some(&unescaped(request.uri().path().as_bytes(), false))),
         }
+    }
+}
+
+impl Part {
+    fn label(&self, request: &Request, seed: &impl BuildHasher, out: &mut String) {
+        let context = || request.extensions().get::<RequestContext>();
+        // Writing to a string does not fail.
+        let _ = match self {
+            Self::Client => match context().and_then(RequestContext::client).map(|address| address.to_canonical()) {
+                Some(IpAddr::V4(address)) => write!(out, "{address}"),
+                Some(IpAddr::V6(address)) => {
+                    write!(out, "{}/64", Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)))
+                }
+                None => write!(out, "unix"),
+            },
+            Self::Host => {
+                write!(out, "{}", plain_host(without_port(asked_authority(request.uri(), request.headers()))))
+            }
+            Self::Method => write!(out, "{}", request.method()),
+            Self::Path => write!(out, "{}", request.uri().path()),
+            Self::ClientCert | Self::Header(_) | Self::Cookie(_) | Self::Query(_) => {
+                let mut hasher = seed.build_hasher();
+                self.feed(request, &mut hasher);
+                write!(out, "{self}=#{:08x}", hasher.finish() >> 32)
+            }
+        };
     }
 }
 
@@ -355,6 +396,20 @@ mod tests {
                 vec![request("/", &[])],
             ],
         );
+    }
+
+    #[test]
+    fn a_label_tells_no_secret() {
+        let seed = RandomState::new();
+        let label = |part: Part, request: &Request| Key::from(part).label(request, &seed);
+        let mut secret = from(Some("2001:db8:0:1:2::3"));
+        secret.headers_mut().insert(header::AUTHORIZATION, "Bearer hunter2".parse().unwrap());
+        let told = label(Part::Header(header::AUTHORIZATION), &secret);
+        assert!(told.starts_with("header:authorization=#") && !told.contains("hunter2"), "{told}");
+        assert_eq!(label(Part::Client, &secret), "2001:db8:0:1::/64");
+        assert_eq!(label(Part::Client, &from(None)), "unix");
+        let several = Key::new([Part::Method, Part::Path]).label(&request("/a?token=x", &[]), &seed);
+        assert_eq!(several, "GET /a");
     }
 
     #[test]

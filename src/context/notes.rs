@@ -39,6 +39,8 @@ pub struct Notes {
     pub blocked_since: Elapsed,
     /// What was done wrong to it on purpose.
     pub faults: Done,
+    /// Why it would have been refused if that were not tried without consequences.
+    pub would_refuse: OnceLock<Reason>,
     status: AtomicU16,
     kind: AtomicU8,
     reason: FirstReason,

@@ -21,14 +21,14 @@ pub struct Gcra {
 /// What a bucket has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// Requests that may come at once.
-    pub remaining: u32,
-    /// Until one more.
+    /// What may come at once: requests, or bytes.
+    pub remaining: u64,
+    /// Until one more; of a bucket of bytes, until it is full.
     pub next: Duration,
 }
 
 /// Nobody can tell a bucket that saves up for longer from this one, and the arithmetic would overflow.
-const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+pub(super) const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 impl Gcra {
     /// Refills one request each `step`, at least a nanosecond, up to `burst`.
@@ -42,8 +42,13 @@ impl Gcra {
     /// Takes one request from a bucket that is full at `full_at`, a full one when that has passed. Gives the time at
     /// which it is full afterwards, or else how long to wait until it has a request.
     pub fn take(&self, full_at: Nanos, now: Nanos) -> Result<Nanos, Duration> {
+        self.take_beyond(full_at, now, 0)
+    }
+
+    /// The same for one that has to leave a reserve for others, which a full bucket always has one more than.
+    pub fn take_beyond(&self, full_at: Nanos, now: Nanos, reserve: u32) -> Result<Nanos, Duration> {
         let later = full_at.max(now) + self.step;
-        let allowed = now + u64::from(self.burst) * self.step;
+        let allowed = now + u64::from(self.burst.saturating_sub(reserve).max(1)) * self.step;
         if later <= allowed { Ok(later) } else { Err(Duration::from_nanos(later - allowed)) }
     }
 
@@ -60,7 +65,7 @@ impl Gcra {
         let used = u32::try_from(missing.div_ceil(self.step)).unwrap_or(u32::MAX);
         // It gets its requests back at whole steps before it is full.
         let next = missing.checked_sub(1).map_or(0, |rest| rest % self.step + 1);
-        Room { remaining: self.burst.saturating_sub(used), next: Duration::from_nanos(next) }
+        Room { remaining: self.burst.saturating_sub(used).into(), next: Duration::from_nanos(next) }
     }
 }
 
@@ -141,11 +146,21 @@ mod tests {
     }
 
     #[test]
+    fn a_reserve_is_left_to_others() {
+        let rule = rule(10, 4);
+        let once = rule.take_beyond(0, 100, 2).expect("a full bucket");
+        let twice = rule.take_beyond(once, 100, 2).expect("three are left");
+        assert_eq!(rule.take_beyond(twice, 100, 2), Err(Duration::from_nanos(10)));
+        assert!(rule.take_beyond(twice, 110, 2).is_ok() && rule.take(twice, 100).is_ok());
+        assert!(rule.take_beyond(0, 100, u32::MAX).is_ok(), "a full bucket is in credit for everybody");
+    }
+
+    #[test]
     fn extremes_do_no_harm() {
         let hour = Duration::from_secs(3600);
         assert_eq!(Gcra::new(hour, NonZeroU32::MAX).room(0, 0).remaining, 100 * 365 * 24);
         assert_eq!(Gcra::new(Duration::MAX, NonZeroU32::MAX).room(0, 0).remaining, 1);
-        assert_eq!(Gcra::new(Duration::ZERO, NonZeroU32::MAX).room(0, 0).remaining, u32::MAX);
+        assert_eq!(Gcra::new(Duration::ZERO, NonZeroU32::MAX).room(0, 0).remaining, u64::from(u32::MAX));
         let late = nanos(CENTURY) * 3;
         let slow = Gcra::new(Duration::MAX, NonZeroU32::MIN);
         let full_at = slow.take(0, late).expect("a full bucket");

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`allowance`] | how long a client says that it waits, and what of it is left for the service |
 //! | [`ask`] | nothing: it is what a request wants of admission |
+//! | [`byte_bucket`] | whether a key that is limited in bytes is in credit, and when it will be |
 //! | [`cancel_budget`] | how much begun work a client may throw away |
 //! | [`frame_budget`] | how many frames a client may send that carry nothing |
 //! | [`credits`] | who gets a credit of which endpoint now, who waits, who is refused |
@@ -12,6 +13,9 @@
 //! | [`queue`] | who waits, and who is next |
 //! | [`gcra`] | whether a rate-limited key has room, and when it will |
 //! | [`key_store`] | which of many rate-limited keys are remembered in bounded memory |
+//! | [`surge`] | how much faster a rate limit is refilled for a while |
+//! | [`sketch`] | how often each of any number of keys was seen, about |
+//! | [`talkers`] | which keys those are that are seen most |
 //! | [`limit`] | how many credits an endpoint should have: fixed, or found by measuring |
 //! | [`published`] | what an upstream says of its load, and how many credits that leaves |
 //! | [`overload`] | how much is turned away because the proxy itself is busy |
@@ -24,6 +28,7 @@
 pub mod allowance;
 pub mod ask;
 pub mod breaker;
+pub mod byte_bucket;
 pub mod cancel_budget;
 pub mod choice;
 pub mod credits;
@@ -36,5 +41,8 @@ pub mod overload;
 pub mod published;
 pub mod queue;
 pub mod report;
+pub mod sketch;
 pub mod success_rate;
+pub mod surge;
+pub mod talkers;
 pub mod windows;

@@ -256,7 +256,7 @@ async fn a_rate_limit_refuses_with_the_exact_time_and_takes_no_credit() {
     let refused = ask("a").await;
     assert_eq!(refused.status, 429, "{refused:?}");
     let wait = refused.header("retry-after").parse::<u64>().unwrap();
-    assert!((28..=30).contains(&wait), "two a minute is one every 30 s, not {wait}");
+    assert!((28..=33).contains(&wait), "two a minute is one every 30 s, and up to a tenth more, not {wait}");
     assert!(refused.header("ratelimit").contains("per-key"), "{refused:?}");
     assert!(refused.header("ratelimit-policy").contains("per-key"), "{refused:?}");
     assert_eq!(refused.header("content-type"), "application/problem+json");

@@ -48,6 +48,7 @@ mod memory;
 mod metrics;
 mod open;
 mod published;
+mod rate_limits;
 mod reload;
 mod scenarios;
 mod sdk;

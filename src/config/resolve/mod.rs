@@ -3,6 +3,7 @@
 mod admin;
 mod agent;
 mod listener;
+mod rate_limit;
 mod route;
 mod upstream;
 

@@ -2,6 +2,7 @@
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 
+use super::rate_limit::rate_limits;
 use super::{Unique, bytes_a_second};
 use crate::body::UploadBounds;
 use crate::config::decode::Context;
@@ -11,7 +12,7 @@ use crate::config::priority::PriorityOf;
 use crate::config::values::{Located, Many, Name, Off, Size, Tried};
 use crate::config::web::{FieldValue, Fields, not_editable};
 use crate::config::{Action, HeaderMatch, Listener, Match, Route, Stream};
-use crate::layers::{deadline, fault, forward, headers, priority, rate_limit, rewrite};
+use crate::layers::{deadline, fault, forward, headers, priority, rewrite};
 use crate::upstream::{Settings, Timeouts};
 
 /// What a route can refer to.
@@ -301,26 +302,4 @@ fn fault(table: &file::Fault, cx: &mut Context<'_>) -> fault::Settings {
         cx.found.error(&table.at, why);
     }
     settings
-}
-
-fn rate_limits(tables: Many<file::RateLimit>, cx: &mut Context<'_>) -> Vec<rate_limit::Settings> {
-    let mut unique = Unique::default();
-    let mut limits = Vec::with_capacity(tables.items.len());
-    for (number, table) in tables.items.into_iter().enumerate() {
-        let name = match table.name {
-            Some(name) => name,
-            None => Located { value: Name(format!("limit-{}", number + 1).into()), at: table.at },
-        };
-        unique.name("rate limit of this route", &name.value.0, &name.at, cx);
-        let Some(rate) = table.rate else { continue };
-        limits.push(rate_limit::Settings {
-            name: name.value.0,
-            by: table.by,
-            amount: rate.amount,
-            period: rate.period,
-            burst: table.burst.and_then(|burst| std::num::NonZeroU32::new(burst.0)).unwrap_or(rate.amount),
-            max_keys: super::count(table.max_keys.0).get(),
-        });
-    }
-    limits
 }

@@ -3,14 +3,18 @@
 //! ```toml
 //! rate_limit = [
 //!   { name = "per-key", by = "header:authorization", rate = "60/min", burst = 10 },
-//!   { name = "all", rate = "1000/s" },
+//!   { name = "all", by = "all", rate = "1000/s", top_talkers = { share = "10%" } },
+//!   { name = "down", rate = "10MiB/s", cost = "response_bytes", dry_run = true },
 //! ]
 //! ```
 //!
 //! | file | does |
 //! |---|---|
-//! | `mod.rs` | the layer, which asks several limits |
-//! | `limiter.rs` | [`Limiter`]: the live state of one limit, and what it tells the client |
+//! | `mod.rs` | the layer, which asks several limits and charges them for bytes |
+//! | `settings.rs` | [`Settings`]: what the configuration says of a limit |
+//! | `limiter.rs` | [`Limiter`]: the live state of one limit |
+//! | `clock.rs` | the time of a limit, which passes faster while it is raised |
+//! | `told.rs` | `RateLimit` and `RateLimit-Policy` |
 //!
 //! **Does.** Every limit of the route must have room. A request that one of them refuses takes nothing from the
 //! others, and is told the longest of the waits, after which all have room unless others came in between. Refuses with
@@ -20,18 +24,36 @@
 //! (GCRA). So over any time `x` a key gets at most `burst + x · amount / period` requests; there is no window that
 //! begins anew and lets two bursts through at its edge.
 //!
+//! **In bytes.** How large a body is stands fast when it has passed. So a key has to be in credit when its request
+//! comes, and is charged for each piece of the body that is handed on, be it whole in the end or not. What is overdrawn is
+//! debt, and who is in debt is refused until it is paid by time. Nothing that runs is slowed down.
+//!
+//! **Raised.** By a schedule (`surge`) or by an operator a rate is so many times higher for a while: the limit's own
+//! time passes faster (`control/surge.rs`), so that all of the above holds through every change.
+//!
+//! **Top talkers.** With `top_talkers`, those who ask most leave half of the bucket to the others, and only a share of
+//! the rate, for all of them together, is theirs for certain. So they have all that nobody else wants, and a crowd
+//! that shares a limit with a few who are loud is not refused for them. Who they are is an estimate
+//! (`control/talkers.rs`); nobody is refused by it while the bucket is half full.
+//!
+//! **Dry run.** A limit with `dry_run` only counts and logs what it would have refused, and clients are told nothing.
+//!
 //! **Tells.** Answers and refusals carry the fields of the tightest limit in the form of the IETF draft:
 //! `RateLimit-Policy: "per-key";q=60;w=60` and `RateLimit: "per-key";r=7;t=1`. For such a bucket `q` and `w` are the
 //! sustained rate, the amount and the period in seconds, and not what may come at once; `r` is what may come at once
-//! just now, from 0 to `burst`, be that less or more than `q`; `t` is the time until `r` grows by one, rounded up, and
-//! on a refusal the same as `Retry-After`. Fields of the upstream stay beside ours.
+//! just now, from 0 to `burst`, be that less or more than `q`; `t` is the time until `r` grows by one, rounded up. Of a
+//! limit in bytes `t` is the time until the bucket is full, and it is told only where there is no other. `Retry-After`
+//! is that of a refusal and up to a tenth more, so that those who were refused together do not come back together.
+//! Fields of the upstream stay beside ours.
 
+mod clock;
 mod limiter;
+mod settings;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::future::Future;
-use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -43,27 +65,30 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 pub use limiter::Limiter;
+pub use settings::{Cost, Settings, TopTalkers};
 
-use crate::context::{Key, Request, RequestContext, Response};
+use crate::body::Watch;
+use crate::context::{Request, RequestContext, Response};
 use crate::control::gcra::Room;
+use crate::control::surge::Permille;
+use crate::entropy;
 use crate::error::{ProxyError, Reason};
-use limiter::Fields;
+use limiter::{Account, Asked, Grant};
+use told::Fields;
 
-/// One limit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// For `RateLimit`, logs and metrics.
-    pub name: Arc<str>,
-    /// What is counted apart.
-    pub by: Key,
-    /// Requests per `period`.
-    pub amount: NonZeroU32,
-    /// One second, minute or hour.
-    pub period: Duration,
-    /// Requests that may come at once; the amount of one period when absent in the file.
-    pub burst: NonZeroU32,
-    /// Keys remembered at most, at 16 bytes each.
-    pub max_keys: usize,
+/// What an operator sees of a limit.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    /// How many times higher its rate is.
+    pub factor: Permille,
+    /// How long a raise by hand stays, and until it has come down.
+    pub raised_for: Option<(Duration, Duration)>,
+    /// Keys that it remembers.
+    pub keys: usize,
+    /// Requests that it let through.
+    pub allowed: u64,
+    /// Requests that it refused, or would have.
+    pub refused: u64,
 }
 
 /// Puts [`RateLimit`] around a service.
@@ -106,64 +131,131 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request) -> RateLimited<S::Future> {
+    fn call(&mut self, mut request: Request) -> RateLimited<S::Future> {
         match admit(&self.limits, &request) {
-            Ok(fields) => RateLimited { inner: Some(self.inner.call(request)), refusal: None, fields },
-            Err(refusal) => RateLimited { inner: None, refusal: Some(refusal), fields: None },
+            Ok(Admitted { fields, charges }) => {
+                let (up, down): (Vec<_>, Vec<_>) =
+                    charges.into_iter().partition(|charge| charge.limit.settings().cost == Cost::RequestBytes);
+                for charge in up {
+                    request.body_mut().watch_in_place(Box::new(charge));
+                }
+                RateLimited { inner: Some(self.inner.call(request)), refusal: None, fields, charges: down }
+            }
+            Err(refusal) => RateLimited { inner: None, refusal: Some(refusal), fields: None, charges: Vec::new() },
         }
     }
 }
 
-/// Takes one request from every limit, or from none. Gives the fields of the tightest. The request counts for the
-/// time of its receipt, which is known already.
-fn admit(limits: &[Arc<Limiter>], request: &Request) -> Result<Option<Fields>, ProxyError> {
+/// A request that all limits have let through.
+#[derive(Debug, Default)]
+struct Admitted {
+    /// Of the tightest limit.
+    fields: Option<Fields>,
+    /// Of limits in bytes.
+    charges: Vec<Charge>,
+}
+
+impl Admitted {
+    fn charge(&mut self, limit: &Arc<Limiter>, request: &Request, asked: &Asked) {
+        if limit.settings().cost != Cost::Requests {
+            self.charges.push(Charge { limit: Arc::clone(limit), account: limit.account(request, asked) });
+        }
+    }
+}
+
+/// Charges a limit for the bytes of a body.
+#[derive(Debug)]
+struct Charge {
+    limit: Arc<Limiter>,
+    account: Account,
+}
+
+impl Watch for Charge {
+    fn data(&mut self, bytes: &[u8]) {
+        self.limit.charge(&self.account, bytes.len() as u64, Instant::now());
+    }
+}
+
+/// Takes one request from every limit, or from none. The request counts for the time of its receipt, which is known
+/// already.
+fn admit(limits: &[Arc<Limiter>], request: &Request) -> Result<Admitted, ProxyError> {
     let now = request.extensions().get().map_or_else(Instant::now, RequestContext::received_at);
     if let [limit] = limits {
         return admit_by_one(limit, request, now);
     }
-    let asked: Vec<_> = limits
+    let asked: Vec<(&Arc<Limiter>, Asked, Result<Grant, Duration>)> = limits
         .iter()
         .map(|limit| {
-            let key = limit.hash(request);
-            (limit, key, limit.take(key, now))
+            let asked = limit.ask(request, now);
+            let taken = limit.take(&asked);
+            (limit, asked, taken)
         })
         .collect();
-    let refusals = asked.iter().filter_map(|(limit, _, taken)| Some((limit, taken.err()?)));
-    if let Some((limit, wait)) = refusals.max_by_key(|(_, wait)| *wait) {
-        for (limit, key, taken) in &asked {
-            match taken {
-                Ok(_) => limit.give_back(*key),
-                Err(_) => limit.count_refused(),
+    for (limit, asked, taken) in &asked {
+        if taken.is_err() {
+            refused(limit, request, asked);
+        }
+    }
+    let binding = || asked.iter().filter(|(limit, ..)| !limit.settings().dry_run);
+    let refusals = binding().filter_map(|(limit, _, taken)| Some((limit, taken.as_ref().err()?)));
+    if let Some((limit, wait)) = refusals.max_by_key(|(_, wait)| **wait) {
+        for (limit, asked, taken) in &asked {
+            if let Ok(grant) = taken {
+                limit.give_back(asked, grant);
             }
         }
-        return Err(refusal(limit, wait));
+        return Err(refusal(limit, *wait));
     }
-    for (limit, ..) in &asked {
-        limit.count_allowed();
+    let mut admitted = Admitted::default();
+    for (limit, asked, taken) in &asked {
+        admitted.charge(limit, request, asked);
+        if taken.is_ok() {
+            limit.count_allowed();
+        }
     }
-    let rooms = asked.iter().filter_map(|(limit, _, taken)| Some((limit, taken.ok()?)));
-    Ok(rooms.min_by_key(|(_, room)| room.remaining).map(|(limit, room)| limit.fields(room)))
+    let rooms = binding().filter_map(|(limit, _, taken)| Some((limit, taken.as_ref().ok()?.room)));
+    let tightest = rooms.min_by_key(|(limit, room)| (limit.settings().cost != Cost::Requests, room.remaining));
+    admitted.fields = tightest.map(|(limit, room)| limit.fields(room));
+    Ok(admitted)
 }
 
 /// The usual case, without the list.
-fn admit_by_one(limit: &Limiter, request: &Request, now: Instant) -> Result<Option<Fields>, ProxyError> {
-    match limit.take(limit.hash(request), now) {
-        Ok(room) => {
+fn admit_by_one(limit: &Arc<Limiter>, request: &Request, now: Instant) -> Result<Admitted, ProxyError> {
+    let asked = limit.ask(request, now);
+    let mut admitted = Admitted::default();
+    match limit.take(&asked) {
+        Ok(grant) => {
             limit.count_allowed();
-            Ok(Some(limit.fields(room)))
+            admitted.fields = (!limit.settings().dry_run).then(|| limit.fields(grant.room));
         }
         Err(wait) => {
-            limit.count_refused();
-            Err(refusal(limit, wait))
+            refused(limit, request, &asked);
+            if !limit.settings().dry_run {
+                return Err(refusal(limit, wait));
+            }
         }
+    }
+    admitted.charge(limit, request, &asked);
+    Ok(admitted)
+}
+
+/// Counts what a limit has refused, or would have.
+fn refused(limit: &Limiter, request: &Request, asked: &Asked) {
+    limit.count_refused(asked);
+    if let (true, Some(context)) = (limit.settings().dry_run, request.extensions().get::<RequestContext>()) {
+        let _ = context.notes().would_refuse.set(Reason::RateLimited);
     }
 }
 
 fn refusal(limit: &Limiter, wait: Duration) -> ProxyError {
-    let mut error = ProxyError::from(Reason::RateLimited).retry_after(wait);
+    let later = wait.mul_f64(1.0 + LATER * entropy::unit());
+    let mut error = ProxyError::from(Reason::RateLimited).retry_after(later);
     error.headers.extend(limit.fields(Room { remaining: 0, next: wait }));
     error
 }
+
+/// How much later than they could those may be told to come back who were refused together.
+const LATER: f64 = 0.1;
 
 pin_project! {
     /// The future of [`RateLimit`].
@@ -175,6 +267,8 @@ pin_project! {
         refusal: Option<ProxyError>,
         // Added to whatever comes back.
         fields: Option<Fields>,
+        // For the bytes of the answer.
+        charges: Vec<Charge>,
     }
 }
 
@@ -189,9 +283,14 @@ impl<F: Future<Output = Result<Response, ProxyError>>> Future for RateLimited<F>
         let mut outcome = ready!(inner.poll(cx));
         let fields = this.fields.take().into_iter().flatten();
         match &mut outcome {
-            Ok(response) => fields.for_each(|(name, value)| {
-                response.headers_mut().append(name, value);
-            }),
+            Ok(response) => {
+                fields.for_each(|(name, value)| {
+                    response.headers_mut().append(name, value);
+                });
+                for charge in std::mem::take(this.charges) {
+                    response.body_mut().watch_in_place(Box::new(charge));
+                }
+            }
             Err(error) => error.headers.extend(fields),
         }
         Poll::Ready(outcome)
