@@ -16,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::config::{self, Config, Peers};
 use crate::context::Shares;
 use crate::error::Reason;
+use crate::layers::rate_limit::Limiter;
 use crate::live::FaultsByRoute;
 use crate::router::Router;
 use crate::stack::{self, RouteService, Shared};
@@ -32,6 +33,8 @@ pub struct Snapshot {
     pub upstreams: Vec<Arc<Upstream>>,
     /// What is done wrong on each route.
     pub faults: FaultsByRoute,
+    /// The rate limits, in the order of the configuration.
+    pub limiters: Vec<Arc<Limiter>>,
     /// All routes.
     pub router: Router<Arc<Leaf>>,
     /// What serves a request that no route matches.
@@ -70,11 +73,13 @@ impl Snapshot {
             };
             (route.matcher.clone(), Arc::new(leaf))
         });
+        let limiters = config.routes.iter().filter_map(|route| shared.limiters.get(&route.name)).flatten().cloned();
         Self {
             generation,
             config: Arc::clone(config),
             upstreams: shared.upstreams.clone(),
             faults: shared.faults.clone(),
+            limiters: limiters.collect(),
             router: Router::new(routes),
             no_route: refuse(Reason::NoRoute),
             malformed: refuse(Reason::BadRequest),

@@ -10,6 +10,7 @@
 //! | `streams.rs` `connections.rs` | what is open, and how to end it |
 //! | `faults.rs` | what is done wrong on purpose |
 //! | `upstreams.rs` | credits, queue and connections of each endpoint |
+//! | `limits.rs` | rate limits, raised for a while; who asks most |
 //! | `select.rs` | how many rows are shown, and which |
 //! | `process.rs` | memory, descriptors and processor time, read when asked for |
 //! | `serve.rs` | the port |
@@ -17,6 +18,7 @@
 mod access;
 mod connections;
 mod faults;
+mod limits;
 mod operator;
 mod process;
 mod reply;
@@ -96,6 +98,7 @@ impl Admin {
             }
             Verb::Connections => response(connections::list(&self.connections, &Selection::of(request)), form),
             Verb::Streams => response(streams::list(&self.connections, &Selection::of(request)), form),
+            Verb::Raise => response(limits::raise(&self.operator.limiters(), &words, request), form),
             Verb::Fault => {
                 let route = words.first().map_or("", String::as_str);
                 response(faults::order(&*self.operator, route, request), form)
@@ -120,9 +123,12 @@ impl Admin {
             Verb::Upstreams => Ok(upstreams::list(&operator.upstreams())),
             Verb::EndConnection => connections::end(&self.connections, word),
             Verb::CancelStream => streams::cancel(&self.connections, word),
-            Verb::Connections | Verb::Streams | Verb::Fault => {
+            Verb::Connections | Verb::Streams | Verb::Fault | Verb::Raise => {
                 Err(Denied::not_found("these are asked for with a query"))
             }
+            Verb::Limits => Ok(limits::list(&operator.limiters())),
+            Verb::Lower => limits::lower(&operator.limiters(), words),
+            Verb::Talkers => Ok(limits::talkers(&operator.limiters())),
             Verb::Faults => operator.faults(),
             Verb::EndFault => operator.fault(word, None),
             Verb::LastReload => operator.last_reload(),
@@ -136,6 +142,7 @@ impl Admin {
     fn metrics(&self) -> String {
         let mut page = self.registry.encode();
         upstreams::encode(&self.operator.upstreams(), &mut page);
+        limits::encode(&self.operator.limiters(), &mut page);
         process::encode(&mut page, self.connections.memory());
         page
     }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::reply::Reply;
 use crate::layers::fault;
+use crate::layers::rate_limit::Limiter;
 use crate::upstream::Upstream;
 
 /// An answer that takes its time. What it does must survive being dropped half-way: the operator may leave.
@@ -28,6 +29,11 @@ pub trait Operator: Send + Sync {
 
     /// The upstreams in force.
     fn upstreams(&self) -> Vec<Arc<Upstream>>;
+
+    /// The rate limits in force, in the order of the configuration.
+    fn limiters(&self) -> Vec<Arc<Limiter>> {
+        Vec::new()
+    }
 
     /// Every key of the configuration in force with its value, secrets hidden.
     fn config(&self) -> Value;

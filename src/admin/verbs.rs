@@ -28,6 +28,10 @@ pub(super) enum Verb {
     Faults,
     Fault,
     EndFault,
+    Limits,
+    Raise,
+    Lower,
+    Talkers,
 }
 
 impl Verb {
@@ -72,6 +76,10 @@ const ROWS: &[Row] = &[
     row(Verb::Drains, Method::GET, "/drain", "the endpoints that are out of service"),
     row(Verb::Drain, Method::POST, "/drain/UPSTREAM/ENDPOINT", "takes an endpoint out of service"),
     row(Verb::Undrain, Method::DELETE, "/drain/UPSTREAM/ENDPOINT", "lets it back"),
+    row(Verb::Limits, Method::GET, "/limits", "the rate limits, and what they have let through"),
+    row(Verb::Raise, Method::POST, "/surge/ROUTE/LIMIT", "raises a rate for a while"),
+    row(Verb::Lower, Method::DELETE, "/surge/ROUTE/LIMIT", "lets it come down"),
+    row(Verb::Talkers, Method::GET, "/talkers", "who asks most, under limits with top talkers"),
     row(Verb::Faults, Method::GET, "/fault", "what is done wrong on purpose"),
     row(Verb::Fault, Method::POST, "/fault/ROUTE", "does wrong on a route for a while"),
     row(Verb::EndFault, Method::DELETE, "/fault/ROUTE", "ends that"),

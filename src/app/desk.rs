@@ -11,6 +11,7 @@ use super::faults;
 use crate::admin::{Denied, Later, Operator, Reply, Rows, is_endpoint};
 use crate::explain;
 use crate::layers::fault;
+use crate::layers::rate_limit::Limiter;
 use crate::reload::{Handle, Report, Trigger};
 use crate::snapshot::Current;
 use crate::upstream::{EndpointState, Upstream};
@@ -45,6 +46,10 @@ impl Operator for Desk {
 
     fn upstreams(&self) -> Vec<Arc<Upstream>> {
         self.current.load().upstreams.clone()
+    }
+
+    fn limiters(&self) -> Vec<Arc<Limiter>> {
+        self.current.load().limiters.clone()
     }
 
     fn config(&self) -> serde_json::Value {

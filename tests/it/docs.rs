@@ -26,7 +26,7 @@ async fn every_metric_is_explained() {
     let origin = Origin::h1();
     let proxy = Proxy::from_toml(&format!(
         "[upstream.app]\nendpoints = [\"{}\"]\n[[route]]\nupstream = \"app\"\n\
-         rate_limit = [{{ name = \"r\", by = \"client\", rate = \"1000/s\" }}]\n\
+         rate_limit = [{{ name = \"r\", by = \"client\", rate = \"1000/s\", top_talkers = {{}} }}]\n\
          [[route]]\nmatch.path = \"/fault\"\nupstream = \"app\"\nfault = {{ delay = \"1ms\" }}\n",
         origin.url()
     ));

@@ -238,3 +238,71 @@ async fn buckets_outlive_a_reload_and_memory_stays_flat_under_strangers() {
     proxy.reload(&limit("2/hour")).await;
     assert_eq!(ask("mine".into()).await, 204, "another rate is another limit");
 }
+
+#[tokio::test]
+async fn an_operator_raises_a_rate_for_a_while() {
+    let token = "0123456789abcdef-the-token";
+    let proxy = Proxy::with_env(
+        "[admin]\ntoken = { env = \"T\" }\n[[route]]\nname = \"app\"\nrespond.status = 204\n\
+         rate_limit = { name = \"r\", by = \"all\", rate = \"6/hour\", burst = 1 }\n",
+        &[("T", token)],
+    );
+    let shown = format!("authorization: Bearer {token}\r\n");
+    let order = |method: &str, path: &str| proxy.ask_admin(method, path, &shown);
+    let row = || {
+        let (status, text) = order("GET", "/limits?format=json");
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["limits"][0].clone()
+    };
+    let raise = "/surge/app/r?factor=100&for=1h&ramp=0s";
+    assert_eq!(proxy.ask_admin("POST", raise, "").0, 401, "as every verb");
+    assert_eq!(get(proxy.public(), "/").await.status, 204);
+    let refused = get(proxy.public(), "/").await;
+    assert_eq!(refused.status, 429);
+    assert!((595..=660).contains(&refused.header("retry-after").parse::<u64>().unwrap()), "{refused:?}");
+    assert_eq!((row()["rate_now"].as_str(), row()["stays_s"].as_u64()), (Some("6/h"), None));
+
+    assert_eq!(order("POST", raise).0, 200);
+    let refused = get(proxy.public(), "/").await;
+    assert_eq!(refused.header("ratelimit-policy"), "\"r\";q=600;w=3600");
+    assert!((1..=7).contains(&refused.header("retry-after").parse::<u64>().unwrap()), "ten minutes take six seconds");
+    assert_eq!((row()["rate_now"].as_str(), row()["factor"].as_str()), (Some("600/h"), Some("100")));
+    assert!(row()["stays_s"].as_u64().is_some_and(|seconds| (3500..3600).contains(&seconds)), "{}", row());
+
+    assert_eq!(order("DELETE", "/surge/app/r").0, 200);
+    assert_eq!(get(proxy.public(), "/").await.header("ratelimit-policy"), "\"r\";q=6;w=3600");
+    assert_eq!(order("POST", "/surge/app/nothing?factor=2&for=1m").0, 404);
+    assert_eq!(order("POST", "/surge/app/r?factor=2").0, 400);
+    assert_eq!(order("POST", "/surge/app/r?factor=0.5&for=1m").0, 400);
+    let counts = (row()["allowed"].as_u64(), row()["refused"].as_u64(), row()["keys"].as_u64());
+    assert_eq!(counts, (Some(1), Some(3), Some(1)));
+}
+
+#[tokio::test]
+async fn who_asks_most_is_shown_by_rank_and_without_secrets() {
+    let proxy = Proxy::from_toml(
+        "[[route]]\nname = \"app\"\nrespond.status = 204\nrate_limit = [\
+         { name = \"keys\", by = \"all\", rate = \"1000/s\", top_talkers = { by = \"header:x-key\", count = 2 } },\
+         { name = \"paths\", by = \"all\", rate = \"1000/s\", dry_run = true, top_talkers = { by = \"path\", count = 2 } }]\n",
+    );
+    for n in 0..20 {
+        let (key, path) = if n % 4 == 0 { ("light", "/a") } else { ("hunter2", "/b") };
+        assert_eq!(ask(&proxy, path, &[("x-key", key)]).await, 204);
+    }
+    let (_, text) = proxy.page("/talkers?format=json");
+    let talkers = serde_json::from_str::<serde_json::Value>(&text).unwrap()["talkers"].clone();
+    assert_eq!(
+        (&talkers[0]["count"], &talkers[0]["share"], &talkers[1]["count"]),
+        (&15.into(), &"75.0%".into(), &5.into())
+    );
+    assert!(
+        talkers[0]["talker"].as_str().unwrap().starts_with("header:x-key=#") && !text.contains("hunter2"),
+        "{text}"
+    );
+    assert_eq!((&talkers[2]["talker"], &talkers[2]["rank"]), (&"/b".into(), &1.into()));
+    let share = |rank| {
+        proxy.metric("headworks_rate_limit_talker_share", &[("route", "app"), ("limit", "keys"), ("rank", rank)])
+    };
+    assert_eq!((share("1"), share("2"), share("3")), (0.75, 0.25, 0.0));
+    assert!(!proxy.metrics().text().contains("hunter2"));
+}
