@@ -11,7 +11,7 @@
 //! | [`shed`] | turns away what matters least while the proxy itself is overloaded | `proxy_busy`, `memory_exhausted` (503) | below the priority, above all that costs something |
 //! | [`success_rate`] | does not try all of what would fail anyway | `low_success_rate` (503) | above the deadline, whose end is a failure |
 //! | [`deadline`] | one clock over the whole exchange, the route's or the client's | `total_timeout`, `deadline_passed`, `deadline_exceeded` (504) | above everything that waits |
-//! | [`rate_limit`] | holds a rate per key | `rate_limited` (429) | above admission: a refusal takes no credit |
+//! | [`rate_limit`] | holds a rate per key, in requests or bytes | `rate_limited` (429) | above admission: a refusal takes no credit |
 //! | [`upload`] | holds request bodies to a size and clients to a pace | `body_too_large` (413), `upload_stalled`, `upload_slow` (408) | above admission, which a body too large never sees |
 //! | [`forward`] | does the duties of an intermediary | `upgrade_refused` (501) | before edits, which may override what it adds |
 //! | [`headers`] | edits fields of the request and the response | - | below what is decided by the client's own fields |

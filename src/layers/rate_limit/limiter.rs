@@ -154,13 +154,13 @@ impl Limiter {
             (Some(own), Some(talk)) => self
                 .take_from(&self.rule, asked.key, now.paced, true)
                 .map(|room| Grant { room, own: None })
-                .or_else(|_| {
+                .or_else(|until_half| {
                     let room = self.take_from(&self.rule, asked.key, now.paced, false)?;
                     match self.take_from(&talk.rule, own, now.paced, false) {
                         Ok(_) => Ok(Grant { room, own: Some(own) }),
                         Err(wait) => {
                             self.give_back_to(&self.rule, asked.key);
-                            Err(wait)
+                            Err(wait.min(until_half))
                         }
                     }
                 }),
@@ -207,12 +207,12 @@ impl Limiter {
     }
 
     /// Whose bytes those of the request are.
-    pub(super) fn account(&self, request: &Request, asked: &Asked) -> Account {
+    pub(super) fn account(&self, request: &Request, asked: &Asked, grant: Option<&Grant>) -> Account {
         let talker = self.talk.as_ref().map(|talk| {
             let label = talk.by.label(request, &self.seed).into();
             (talk.by.hash(request, &self.seed), label)
         });
-        Account { key: asked.key, own: asked.own, talker }
+        Account { key: asked.key, own: grant.and_then(|grant| grant.own), talker }
     }
 
     /// Bytes have passed.

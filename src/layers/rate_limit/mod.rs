@@ -156,9 +156,9 @@ struct Admitted {
 }
 
 impl Admitted {
-    fn charge(&mut self, limit: &Arc<Limiter>, request: &Request, asked: &Asked) {
+    fn charge(&mut self, limit: &Arc<Limiter>, request: &Request, asked: &Asked, grant: Option<&Grant>) {
         if limit.settings().cost != Cost::Requests {
-            self.charges.push(Charge { limit: Arc::clone(limit), account: limit.account(request, asked) });
+            self.charges.push(Charge { limit: Arc::clone(limit), account: limit.account(request, asked, grant) });
         }
     }
 }
@@ -208,7 +208,7 @@ fn admit(limits: &[Arc<Limiter>], request: &Request) -> Result<Admitted, ProxyEr
     }
     let mut admitted = Admitted::default();
     for (limit, asked, taken) in &asked {
-        admitted.charge(limit, request, asked);
+        admitted.charge(limit, request, asked, taken.as_ref().ok());
         if taken.is_ok() {
             limit.count_allowed();
         }
@@ -223,7 +223,8 @@ fn admit(limits: &[Arc<Limiter>], request: &Request) -> Result<Admitted, ProxyEr
 fn admit_by_one(limit: &Arc<Limiter>, request: &Request, now: Instant) -> Result<Admitted, ProxyError> {
     let asked = limit.ask(request, now);
     let mut admitted = Admitted::default();
-    match limit.take(&asked) {
+    let taken = limit.take(&asked);
+    match &taken {
         Ok(grant) => {
             limit.count_allowed();
             admitted.fields = (!limit.settings().dry_run).then(|| limit.fields(grant.room));
@@ -231,11 +232,11 @@ fn admit_by_one(limit: &Arc<Limiter>, request: &Request, now: Instant) -> Result
         Err(wait) => {
             refused(limit, request, &asked);
             if !limit.settings().dry_run {
-                return Err(refusal(limit, wait));
+                return Err(refusal(limit, *wait));
             }
         }
     }
-    admitted.charge(limit, request, &asked);
+    admitted.charge(limit, request, &asked, taken.as_ref().ok());
     Ok(admitted)
 }
 

@@ -382,6 +382,25 @@ async fn top_talkers_take_what_nobody_else_wants() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_talkers_own_share_pays_only_for_what_it_let_through() {
+    let top_talkers = Some(TopTalkers { by: token(), count: 2, percent: 10 });
+    let down = Settings { cost: Cost::ResponseBytes, top_talkers, ..settings(Key::default(), 1000, 1, 1000) };
+    let limits = [limiter(down)];
+    let mut body = send(&limits, with_token("hog")).await.expect("full").into_body();
+    pass(&mut body, 600);
+    tokio::time::advance(Duration::from_millis(200)).await;
+    let mut body = send(&limits, with_token("hog")).await.expect("600 are left, and 500 for others").into_body();
+    pass(&mut body, 150);
+    let mut body =
+        send(&limits, with_token("hog")).await.expect("a share of its own, of which nothing is used").into_body();
+    pass(&mut body, 120);
+    let (_, wait, _) = told_by(send(&limits, with_token("hog")).await.expect_err("it is used up"));
+    // The bucket has 330 and is half full again before the share is in credit, after 210 ms.
+    assert!((171..=232).contains(&wait.as_millis()), "{wait:?}");
+    send(&limits, with_token("other")).await.expect("the others have the rest");
+}
+
+#[tokio::test(start_paused = true)]
 async fn top_talkers_are_known_by_a_number_where_they_are_secret() {
     let top_talkers = Some(TopTalkers { by: token(), count: 2, percent: 10 });
     let limits = [limiter(Settings { top_talkers, ..settings(Key::default(), 100, 1, 50) })];
