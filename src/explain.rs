@@ -123,9 +123,9 @@ fn classes(page: &mut Page, config: &Config, route: &Route, show: &impl Fn(&str)
         let nets = trusted.nets.iter().map(|net| show(&net.to_string()));
         let unix = trusted.unix.then(|| "unix sockets".to_owned());
         let fields = trusted.fields.iter().map(|(name, value)| format!("{name}: {}", shown(value)));
-        let who: Vec<_> = ["trusted proxies".to_owned()].into_iter().chain(nets).chain(unix).chain(fields).collect();
+        let who: Vec<_> = nets.chain(unix).chain(fields).collect();
         rows.push(("header", show(header.as_str())));
-        rows.push(("may raise", who.join(", ")));
+        rows.push(("may raise", if who.is_empty() { "nobody".to_owned() } else { who.join(", ") }));
     }
     page.layer("priority", rows);
     let overload = &config.server.overload;

@@ -20,7 +20,8 @@
 //!
 //! ```text
 //! listener -> TLS -> connection -> entry: context, route
-//!   route:    record -> trace -> render errors -> total deadline -> rate limits -> forward -> headers -> rewrite
+//!   route:    record -> trace -> render errors -> priority -> shed -> deadline -> rate limits -> forward -> headers
+//!             -> rewrite
 //!             -> admission (queue, credit)
 //!   attempt:  pool -> first byte -> upstream
 //!   body:     head classified (unary | stream | upgrade) -> credit moves to its class -> relay -> client;

@@ -8,6 +8,7 @@
 //! | `method`, `host`, `path`, `protocol` | the request line; the path without its query, which may hold secrets |
 //! | `status` | as sent, or the reason's when none was sent (499 for a client that left) |
 //! | `reason` | why it did not simply succeed |
+//! | `priority` | how much it matters, when that is not `default` |
 //! | `fault` | what was done wrong to it on purpose |
 //! | `would_refuse` | why it would have been refused but for a `dry_run` |
 //! | `route`, `upstream`, `endpoint` | who served it |
@@ -20,7 +21,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{Method, StatusCode, Version};
 
-use crate::context::RequestContext;
+use crate::context::{Priority, RequestContext};
 
 /// The form of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +84,7 @@ impl Line<'_> {
         json(out, "protocol", Some(format_args!("{:?}", self.protocol)))?;
         write!(out, ",\"status\":{}", self.status.as_u16())?;
         json(out, "reason", notes.reason())?;
+        json(out, "priority", self.priority())?;
         json(out, "fault", notes.faults.names())?;
         json(out, "would_refuse", notes.would_refuse.get())?;
         json(out, "route", notes.route.get())?;
@@ -108,6 +110,7 @@ impl Line<'_> {
             }
         }
         text(out, "reason", notes.reason())?;
+        text(out, "priority", self.priority())?;
         text(out, "fault", notes.faults.names())?;
         text(out, "would_refuse", notes.would_refuse.get())?;
         text(out, "route", notes.route.get())?;
@@ -122,6 +125,10 @@ impl Line<'_> {
             write!(out, " agent=\"{}\"", Escaped(agent))?;
         }
         out.write_str("\n")
+    }
+
+    fn priority(&self) -> Option<&'static str> {
+        Some(self.context.priority()).filter(|priority| *priority != Priority::default()).map(Priority::name)
     }
 
     fn clocks(&self) -> [(&'static str, Option<Duration>); 3] {

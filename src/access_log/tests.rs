@@ -96,6 +96,16 @@ fn dates_are_those_of_the_calendar() {
     }
 }
 
+#[test]
+fn a_priority_is_told_unless_it_is_the_usual() {
+    let context = context();
+    let render = || [Format::Json, Format::Text].map(|format| line(&context).render(format));
+    assert!(render().iter().all(|line| !line.contains("priority")));
+    context.set_priority(crate::context::Priority::Background);
+    let [json, text] = render();
+    assert!(json.contains("\"priority\":\"background\"") && text.contains(" priority=background "), "{json}{text}");
+}
+
 proptest! {
     #[test]
     fn whatever_a_client_writes_is_one_valid_line(path: String, host: String, agent in ".{0,20}[\u{0}-\u{1f}\u{7f}-\u{9f}\"\\\\]{0,5}") {

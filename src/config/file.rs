@@ -466,7 +466,8 @@ section! {
         class: Priority, default = "default";
         /// The field in which a request may name another class; in the field "priority" it is the urgency of RFC 9218.
         header: HeaderName, optional;
-        /// Peers that may raise their class with it, beside `server.trusted_proxies`; everybody may lower.
+        /// Addresses, as seen through `server.trusted_proxies`, or "unix", whose requests may raise their class with it;
+        /// everybody may lower.
         trusted: Peers, default = [];
         /// The same for requests that have one of these fields with its value.
         trusted_fields: Fields<FieldValue>, default = {};

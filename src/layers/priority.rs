@@ -2,8 +2,9 @@
 //!
 //! A route has a class. A field of the request may name another (`background`, `default`, `critical`; in the field
 //! `priority`, the urgency of RFC 9218, where 0 to 2 are critical, 3 is the default, and 4 to 7 background): who is
-//! trusted, by where it comes from or by a key that it shows, may raise it so, and anybody may lower it. No field makes
-//! a request `protected`: only its route does, or that it is a health check of gRPC.
+//! trusted, by its address or by a key that it shows, may raise it so, and anybody may lower it. A trusted proxy is not
+//! trusted here: it passes on what its own clients say. No field makes a request `protected`: only its route does, or
+//! that it is a health check of gRPC.
 //!
 //! Refuses nothing. Stands above everything that may refuse by class.
 //!
@@ -22,7 +23,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::body::kind::is_grpc;
-use crate::context::{Connection, Priority, Request, RequestContext};
+use crate::context::{Priority, Request, RequestContext};
 
 static URGENCY: HeaderName = HeaderName::from_static("priority");
 /// `grpc.health.v1`, as a path.
@@ -35,33 +36,33 @@ pub struct Settings {
     pub class: Priority,
     /// The field in which requests may name another class.
     pub header: Option<HeaderName>,
-    /// Who may raise its class with it, beside the trusted proxies.
+    /// Who may raise its class with it.
     pub trusted: Trusted,
 }
 
 /// Whose word on its own class is believed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trusted {
-    /// Peers with an address in one of these.
+    /// Clients with an address in one of these, as it is seen through trusted proxies.
     pub nets: Vec<IpNet>,
-    /// Peers on unix sockets.
+    /// Clients on unix sockets.
     pub unix: bool,
     /// Requests that have one of these fields with its value.
     pub fields: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Trusted {
-    fn contains(&self, connection: &Connection, headers: &HeaderMap) -> bool {
-        let near = |peer: IpAddr| {
-            let peer = peer.to_canonical();
-            self.nets.iter().any(|net| net.contains(&peer))
+    fn contains(&self, client: Option<IpAddr>, headers: &HeaderMap) -> bool {
+        let near = |client: IpAddr| {
+            let client = client.to_canonical();
+            self.nets.iter().any(|net| net.contains(&client))
         };
         let shows = |(name, key): &(HeaderName, HeaderValue)| {
             let mut values = headers.get_all(name).iter();
             // Of a key that comes twice, others may read the other one.
             values.next().is_some_and(|value| values.next().is_none() && value == key)
         };
-        connection.trusted || connection.peer.map_or(self.unix, |peer| near(peer.ip())) || self.fields.iter().any(shows)
+        client.map_or(self.unix, near) || self.fields.iter().any(shows)
     }
 }
 
@@ -105,7 +106,7 @@ impl<S: Service<Request>> Service<Request> for Prioritised<S> {
 
     fn call(&mut self, request: Request) -> S::Future {
         if let Some(context) = request.extensions().get::<RequestContext>() {
-            let priority = self.settings.of(&request, context.connection());
+            let priority = self.settings.of(&request, context.client());
             if priority != Priority::default() {
                 context.set_priority(priority);
             }
@@ -115,13 +116,13 @@ impl<S: Service<Request>> Service<Request> for Prioritised<S> {
 }
 
 impl Settings {
-    fn of(&self, request: &Request, connection: &Connection) -> Priority {
+    fn of(&self, request: &Request, client: Option<IpAddr>) -> Priority {
         let headers = request.headers();
         if request.uri().path().starts_with(HEALTH) && is_grpc(headers) {
             return Priority::Protected;
         }
         match self.header.as_ref().and_then(|name| asked(headers, name)) {
-            Some(asked) if asked <= self.class || self.trusted.contains(connection, headers) => asked,
+            Some(asked) if asked <= self.class || self.trusted.contains(client, headers) => asked,
             _ => self.class,
         }
     }
@@ -153,11 +154,9 @@ fn urgency(line: &[u8]) -> Option<Priority> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
-    fn connection(peer: Option<&str>) -> Connection {
-        let peer = peer.map(|peer| peer.parse().expect("an address"));
-        Connection::new("test".into(), peer, None, false, Duration::ZERO)
+    fn client(address: Option<&str>) -> Option<IpAddr> {
+        address.map(|address| address.parse().expect("an address"))
     }
 
     fn request(path: &str, fields: &[(&'static str, &'static str)]) -> Request {
@@ -178,37 +177,34 @@ mod tests {
         Settings { class, header: Some(HeaderName::from_static(header)), trusted }
     }
 
-    const STRANGER: Option<&str> = Some("192.0.2.1:1");
+    const STRANGER: Option<&str> = Some("192.0.2.1");
 
     #[test]
     fn strangers_may_lower_their_class_and_not_raise_it() {
         let settings = settings(Priority::Default, "x-priority");
-        let of = |peer, value| settings.of(&request("/", &[("x-priority", value)]), &connection(peer));
+        let of = |peer, value| settings.of(&request("/", &[("x-priority", value)]), client(peer));
         for (value, strangers, friends) in [
             ("background", Priority::Background, Priority::Background),
             (" Critical ", Priority::Default, Priority::Critical),
             ("protected", Priority::Default, Priority::Default),
             ("9", Priority::Default, Priority::Default),
         ] {
-            assert_eq!((of(STRANGER, value), of(Some("10.1.2.3:1"), value)), (strangers, friends), "{value}");
-            assert_eq!(of(Some("[::ffff:10.1.2.3]:1"), value), friends, "{value}");
+            assert_eq!((of(STRANGER, value), of(Some("10.1.2.3"), value)), (strangers, friends), "{value}");
+            assert_eq!(of(Some("::ffff:10.1.2.3"), value), friends, "{value}");
             assert_eq!(of(None, value), strangers, "unix sockets are not named here");
         }
     }
 
     #[test]
-    fn a_trusted_proxy_and_a_key_raise() {
+    fn a_key_raises() {
         let settings = settings(Priority::Background, "x-priority");
         let wish = ("x-priority", "critical");
-        let of = |fields: &[_]| settings.of(&request("/", fields), &connection(STRANGER));
+        let of = |fields: &[_]| settings.of(&request("/", fields), client(STRANGER));
         assert_eq!(of(&[wish]), Priority::Background);
         assert_eq!(of(&[wish, ("x-key", "s3cret")]), Priority::Critical);
         assert_eq!(of(&[wish, ("x-key", "guess")]), Priority::Background);
         assert_eq!(of(&[wish, ("x-key", "s3cret"), ("x-key", "other")]), Priority::Background);
         assert_eq!(of(&[wish, ("x-priority", "critical"), ("x-key", "s3cret")]), Priority::Background);
-        let mut trusted = connection(STRANGER);
-        trusted.trusted = true;
-        assert_eq!(settings.of(&request("/", &[wish]), &trusted), Priority::Critical);
     }
 
     #[test]
@@ -226,7 +222,7 @@ mod tests {
             ("i", Priority::Critical),
         ] {
             let request = request("/", &[("priority", value)]);
-            assert_eq!(settings.of(&request, &connection(STRANGER)), expected, "{value}");
+            assert_eq!(settings.of(&request, client(STRANGER)), expected, "{value}");
         }
     }
 
@@ -234,7 +230,7 @@ mod tests {
     fn health_checks_of_grpc_are_protected() {
         let settings = Settings::default();
         let call = ("content-type", "application/grpc");
-        let of = |path, fields: &[_]| settings.of(&request(path, fields), &connection(STRANGER));
+        let of = |path, fields: &[_]| settings.of(&request(path, fields), client(STRANGER));
         assert_eq!(of("/grpc.health.v1.Health/Check", &[call]), Priority::Protected);
         assert_eq!(of("/grpc.health.v1.Health/Check", &[]), Priority::Default);
         assert_eq!(of("/grpc.health.v1.Healthy/Check", &[call]), Priority::Default);

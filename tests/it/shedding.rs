@@ -45,7 +45,7 @@ async fn fill(proxy: &Proxy, client: &mut H2Raw, stream: &mut u32, percent: f64)
 #[tokio::test]
 async fn the_last_of_the_memory_is_for_what_matters_most() {
     let origin = Origin::h2c();
-    let proxy = small(&origin, "trusted_proxies = [\"127.0.0.1\"]", "priority = { header = \"x-priority\" }");
+    let proxy = small(&origin, "", "priority = { header = \"x-priority\", trusted = [\"127.0.0.1\"] }");
     let (mut client, mut stream) = (H2Raw::connect(proxy.public()).await, 1);
     let health = [("content-type", "application/grpc"), ("te", "trailers")];
     for (percent, passes) in [(50.0, [true, true, true]), (80.0, [false, true, true]), (95.8, [false, false, true])] {
@@ -95,6 +95,12 @@ async fn nobody_raises_its_class_who_is_not_trusted() {
     for (urgency, passes) in [("u=0, i", true), ("u=3", true), ("u=5", false), ("i", false)] {
         assert_eq!(ask(&proxy, "/", &[("priority", urgency)]).await.status == 200, passes, "{urgency}");
     }
+    // What a trusted proxy passes on is its client's word.
+    let proxy = small(&origin, "trusted_proxies = [\"127.0.0.1\"]\noverload.memory = \"0.1%\"", route);
+    for (client, passes) in [("192.0.2.1", false), ("127.0.0.2", true)] {
+        let answer = ask(&proxy, "/", &[("priority", "u=0"), ("x-forwarded-for", client)]).await;
+        assert_eq!(answer.status == 200, passes, "{client}: {answer:?}");
+    }
     // Anybody may lower it.
     let proxy = small(&origin, "overload.memory = \"0.1%\"", "priority.header = \"x-priority\"");
     assert_eq!(ask(&proxy, "/", &[]).await.status, 200);
@@ -119,7 +125,7 @@ async fn what_fails_is_not_tried_again_and_again() {
     let origin = Origin::h1();
     let config = |least: &str| {
         format!(
-            "[upstream.app]\nendpoints = [\"{}\"]\n[[route]]\nname = \"app\"\nupstream = \"app\"\n\
+            "[upstream.app]\nendpoints = [\"{}\"]\nbreaker = \"off\"\n[[route]]\nname = \"app\"\nupstream = \"app\"\n\
              shed.success_rate = \"{least}\"\n[[route]]\nname = \"checks\"\nmatch.path = \"/status/*\"\n\
              match.headers = {{ x-check = true }}\nupstream = \"app\"\npriority = \"protected\"\n\
              shed.success_rate = \"{least}\"\n",
@@ -158,7 +164,7 @@ async fn what_fails_is_not_tried_again_and_again() {
 async fn a_service_that_is_well_again_is_tried_again() {
     let origin = Origin::h1();
     let proxy = Proxy::from_toml(&format!(
-        "[upstream.app]\nendpoints = [\"{}\"]\n[[route]]\nupstream = \"app\"\nshed.success_rate = \"50%\"\n",
+        "[upstream.app]\nendpoints = [\"{}\"]\nbreaker = \"off\"\n[[route]]\nupstream = \"app\"\nshed.success_rate = \"50%\"\n",
         origin.url()
     ));
     for _ in 0..50 {
