@@ -1,7 +1,7 @@
 //! The layers of a route in the order of [`stack`](crate::stack), with the values that are in force: what
 //! `headworks explain` prints, and `/stack` on the admin port.
 
-use std::fmt::Display;
+use std::fmt::{Display, Write as _};
 use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use crate::config::{
 };
 use crate::context::Key;
 use crate::control::allowance::{Field, Fields};
+use crate::control::choice::Policy;
 use crate::control::limit;
 use crate::control::surge::Window;
 use crate::layers::fault;
@@ -206,10 +207,10 @@ fn forward(page: &mut Page, route: &Route, upstream: &upstream::Settings, show: 
         let slash = |path: &str| if path.is_empty() { "/".to_owned() } else { show(path) };
         page.layer("rewrite", [("path", format!("{} becomes {}", slash(&rewrite.strip), slash(&rewrite.replace)))]);
     }
-    admission(page, upstream);
+    admission(page, upstream, show);
 
     let mut rows = vec![("upstream", show(&upstream.name))];
-    rows.extend(upstream.endpoints.iter().map(|endpoint| ("endpoint", show(&endpoint.label))));
+    rows.extend(upstream.endpoints.iter().map(|endpoint| ("endpoint", listed(endpoint, show))));
     let host = match &upstream.host {
         HostPolicy::Keep => "as the client asked".to_owned(),
         HostPolicy::Endpoint => "the endpoint's".to_owned(),
@@ -236,7 +237,7 @@ fn forward(page: &mut Page, route: &Route, upstream: &upstream::Settings, show: 
     page.layer("client", rows);
 }
 
-fn admission(page: &mut Page, upstream: &upstream::Settings) {
+fn admission(page: &mut Page, upstream: &upstream::Settings, show: &impl Fn(&str) -> String) {
     let streams = match upstream.limit.streams {
         Some(streams) => format!("{streams} for each endpoint, apart"),
         None => "count as requests in flight".to_owned(),
@@ -260,8 +261,40 @@ fn admission(page: &mut Page, upstream: &upstream::Settings) {
         let (count, interval) = (agent.polls.len(), show_duration(agent.interval));
         rows.push(("agents", format!("{count}, each asked every {interval}")));
     }
-    rows.push(("queue", queue));
+    rows.extend([("queue", queue), ("balance", balance(upstream, show))]);
     page.layer("admission", rows);
+}
+
+fn balance(upstream: &upstream::Settings, show: &impl Fn(&str) -> String) -> String {
+    let upstream::Balance { choice, by } = &upstream.balance;
+    let mut text = match (choice.policy, by) {
+        (Policy::LeastLoaded, _) => "where answers come soonest".to_owned(),
+        (Policy::RoundRobin, _) => "in turns".to_owned(),
+        (Policy::Weighted, _) => "in turns, by weight".to_owned(),
+        (Policy::Hash, Some(by)) => {
+            let parts = by.parts().iter().map(|part| show(&part.to_string()));
+            format!("the same for the same {}", parts.collect::<Vec<_>>().join(" and "))
+        }
+        (Policy::Hash, None) => "the same for the same key".to_owned(),
+    };
+    if let Some(zone) = &upstream.zone {
+        let _ = write!(text, ", first in zone {}", show(zone));
+    }
+    match choice.slow_start {
+        Some(time) => text + &format!(", slow start over {}", show_duration(time)),
+        None => text,
+    }
+}
+
+fn listed(endpoint: &upstream::EndpointSettings, show: &impl Fn(&str) -> String) -> String {
+    let mut text = show(&endpoint.label);
+    if endpoint.weight != 1 {
+        let _ = write!(text, ", weight {}", endpoint.weight);
+    }
+    if let Some(zone) = &endpoint.zone {
+        let _ = write!(text, ", zone {}", show(zone));
+    }
+    text
 }
 
 fn uses_tls(upstream: &upstream::Settings) -> bool {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -23,6 +24,8 @@ const COLUMNS: &[&str] = &[
     "streams_used",
     "streams_limit",
     "queued",
+    "requests",
+    "latency_ms",
     "connections",
     "idle",
     "waiting",
@@ -60,6 +63,8 @@ fn row(upstream: &Upstream, state: &EndpointState, queued: usize) -> Vec<Value> 
         streams_used,
         streams_limit,
         queued.into(),
+        state.known.requests.into(),
+        state.known.latency.map_or(Value::Null, |latency| millis(latency).into()),
         pool.connections.into(),
         pool.idle.into(),
         pool.waiting.into(),
@@ -67,6 +72,11 @@ fn row(upstream: &Upstream, state: &EndpointState, queued: usize) -> Vec<Value> 
         pool.reuses.into(),
         pool.cancelled.into(),
     ]
+}
+
+/// In steps of a microsecond.
+fn millis(time: Duration) -> f64 {
+    Duration::from_micros(u64::try_from(time.as_micros()).unwrap_or(u64::MAX)).as_secs_f64() * 1e3
 }
 
 /// A number of an endpoint's pool.
@@ -116,12 +126,19 @@ const FAMILIES: [Family; 6] = [
     },
 ];
 
-/// Adds the metrics of all pools to a page.
+/// Absent while nothing is known.
+const LATENCY: (&str, &str, Kind) = (
+    "headworks_endpoint_latency_seconds",
+    "Mean time to a response head, failures counted as a second at least: what the choice goes by.",
+    Kind::Gauge,
+);
+
+/// Adds the metrics of all endpoints to a page.
 pub(super) fn encode(upstreams: &[Arc<Upstream>], out: &mut String) {
     let endpoints = upstreams.iter().flat_map(|upstream| {
         upstream.endpoints().into_iter().map(move |state| {
             let labels = [("upstream", &**upstream.name()), ("endpoint", &**state.endpoint.label())];
-            (write_labels(&labels), state.endpoint.client().stats())
+            (write_labels(&labels), state.endpoint.client().stats(), state.known.latency)
         })
     });
     let endpoints: Vec<_> = endpoints.collect();
@@ -130,8 +147,15 @@ pub(super) fn encode(upstreams: &[Arc<Upstream>], out: &mut String) {
     }
     for Family { name, help, kind, value } in FAMILIES {
         write_head(out, name, help, kind);
-        for (labels, stats) in &endpoints {
+        for (labels, stats, _) in &endpoints {
             let _ = writeln!(out, "{name}{{{labels}}} {}", value(stats));
+        }
+    }
+    let (name, help, kind) = LATENCY;
+    write_head(out, name, help, kind);
+    for (labels, _, latency) in &endpoints {
+        if let Some(latency) = latency {
+            let _ = writeln!(out, "{name}{{{labels}}} {}", latency.as_secs_f64());
         }
     }
 }
@@ -167,6 +191,7 @@ mod tests {
         for Family { name, help, kind, .. } in FAMILIES {
             assert_eq!(name_fault(name, help, kind), None, "{name}");
         }
+        assert_eq!(name_fault(LATENCY.0, LATENCY.1, LATENCY.2), None);
         let mut page = String::new();
         encode(&upstreams(), &mut page);
         assert!(page.contains("headworks_pool_connections{upstream=\"app\",endpoint=\"http://b:1\"} 0\n"), "{page}");

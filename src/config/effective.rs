@@ -126,7 +126,7 @@ mod tests {
     fn every_key_has_its_value() {
         let tree = tree("[upstream.app]\nendpoints = 'http://a:1'\nqueue.max = 7\n[stream]\nbuffer = '32KiB'\n");
         assert_eq!(tree["upstream"]["app"]["queue"], json!({ "max": 7, "timeout": "1s" }));
-        assert_eq!(tree["upstream"]["app"]["endpoints"], json!(["http://a:1"]));
+        assert_eq!(tree["upstream"]["app"]["endpoints"], json!([{ "url": "http://a:1", "weight": 1, "zone": null }]));
         assert_eq!(tree["stream"]["buffer"], "32KiB");
         assert_eq!(tree["server"]["timeout"]["header"], "10s");
         assert_eq!(tree["server"]["listen"], json!(["127.0.0.1:8080"]), "what nobody wrote is there too");

@@ -5,6 +5,7 @@ use http::{HeaderName, Method};
 use super::admin::{OpenPage, Token};
 use super::agent::AgentUrl;
 use super::breaker::Growing;
+use super::endpoint::Listed;
 use super::faults::{Abort, Pace, Share};
 use super::limiter::{Amount, Cost, Days, Factor, Percent, Ramp, Rate, TimeOfDay};
 use super::listen::{ListenAddress, Mode, Peers};
@@ -18,6 +19,7 @@ use super::window::{Algorithm, InFlight};
 use super::{AccessLog, HostPattern, PathPattern};
 use crate::context::{Key, Priority};
 use crate::control::allowance::Field as TimeField;
+use crate::control::choice::Policy;
 use crate::upstream::{EndpointSettings, HostPolicy, Protocol};
 
 const KIB: u64 = 1 << 10;
@@ -75,6 +77,8 @@ section! {
         max_headers: Number<10, 1000>, default = 100;
         /// Bytes of a request's body at most, or "off".
         max_body_size: Off<Size<1, TIB>>, default = "off";
+        /// The zone that the proxy is in: endpoints of the same zone come first.
+        zone: Name, optional;
         /// The clocks of a client connection.
         timeout: ServerTimeout, default = {};
         /// At shutdown, the time for requests in flight to end.
@@ -182,14 +186,17 @@ section! {
 
     /// A service behind the proxy.
     Upstream "[upstream.NAME]" {
-        /// Where it is: `http://`, `https://` or `h2c://` with host and port, or `unix:` with a path.
-        endpoints: Many<Located<EndpointSettings>>, required;
+        /// Where it is: `http://`, `https://` or `h2c://` with host and port, or `unix:` with a path; or a table with
+        /// more than that.
+        endpoints: Many<Located<Listed>>, required;
         /// The version of HTTP: "auto" goes by the scheme and by ALPN; or "h1", "h2".
         protocol: Located<Protocol>, default = "auto";
         /// What goes into Host: "keep" what the client asked for, the "endpoint", or a name.
         host: HostPolicy, default = "keep";
         /// The credits of each endpoint.
         limit: Limit, default = {};
+        /// Which endpoint gets a request.
+        balance: Balance, default = {};
         /// The waiting queue in front of all endpoints.
         queue: Queue, default = {};
         /// When endpoints are left out for a while; or "off": never.
@@ -200,6 +207,27 @@ section! {
         pool: Pool, default = {};
         /// TLS towards `https://` endpoints; absent, the system's authorities are trusted.
         tls: UpstreamTls, optional;
+    }
+
+    /// An endpoint with more than its address.
+    Endpoint "an endpoint" {
+        /// Where it is.
+        url: EndpointSettings, required;
+        /// How many times the share of an endpoint with a weight of 1 it gets.
+        weight: Located<Number<1, 1000>>, default = 1;
+        /// The zone it is in.
+        zone: Name, optional;
+    }
+
+    /// Which endpoint gets a request.
+    Balance "`balance`" {
+        /// `least_loaded` is where answers come soonest, for the requests that are there; in turns, `round_robin` or
+        /// `weighted`; or, with `hash`, the same one for the same key.
+        policy: Located<Policy>, default = "least_loaded";
+        /// The key of `hash`.
+        by: Tried<Located<Key>>, optional;
+        /// How long an endpoint that is new or back is spared: from a tenth of its share to all of it; or "off".
+        slow_start: OrOff, default = "10s";
     }
 
     /// The credits of each endpoint.

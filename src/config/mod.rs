@@ -8,6 +8,7 @@
 //! | `section.rs` | the macro behind `file.rs`: decoding, JSON Schema and list of keys from one declaration |
 //! | `decode.rs` | what a decoder is; strings by `{ env = ... }` and `{ file = ... }` |
 //! | `values.rs` `net.rs` `listen.rs` `web.rs` | the types of values: numbers and lists, addresses, what is about HTTP |
+//! | `endpoint.rs` | endpoints in their two forms |
 //! | `key.rs` | what is counted, queued or steered apart |
 //! | `admin.rs` `breaker.rs` `faults.rs` | what is written about the admin port, breakers, and faults made on purpose |
 //! | `agent.rs` | what is written about agents that know the credits of endpoints |
@@ -23,6 +24,7 @@ mod agent;
 mod breaker;
 mod decode;
 mod effective;
+mod endpoint;
 mod error;
 mod faults;
 mod file;

@@ -54,7 +54,7 @@ impl Decode for EndpointSettings {
         if let Address::Unix(path) = &mut address {
             *path = cx.base_dir.join(&*path);
         }
-        Some(Self { label: text.from.unwrap_or(text.value).into(), address })
+        Some(Self::new(text.from.unwrap_or(text.value), address))
     }
 
     fn schema() -> Value {

@@ -51,6 +51,14 @@ impl Key {
         &self.0
     }
 
+    /// A number for which every process says the same, so that proxies side by side send a key to the same endpoint; no
+    /// secret. None where a part is missing.
+    #[must_use]
+    pub fn steady(&self, request: &Request) -> Option<u64> {
+        let mut hasher = Steady::default();
+        self.0.iter().all(|part| part.feed(request, &mut hasher)).then(|| hasher.finish())
+    }
+
     /// A number that is equal for requests that count together. The seed is a secret: a client that knew it could
     /// choose a number, and meet another's. The values themselves are never kept, for they may be secrets too.
     pub fn hash(&self, request: &Request, seed: &impl BuildHasher) -> u64 {
@@ -83,15 +91,41 @@ impl From<Part> for Key {
     }
 }
 
+/// FNV-1a of 64 bits, as published: the hash of the standard library may change with its version.
+#[derive(Debug)]
+pub struct Steady(u64);
+
+impl Default for Steady {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for Steady {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    /// The same bytes on every machine.
+    fn write_usize(&mut self, number: usize) {
+        self.write(&(number as u64).to_le_bytes());
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 impl Part {
-    fn feed(&self, request: &Request, hasher: &mut impl Hasher) {
-        let mut put = |value: Option<&[u8]>| match value {
+    /// Whether the request has the part.
+    fn feed(&self, request: &Request, hasher: &mut impl Hasher) -> bool {
+        let mut put = |value: Option<&[u8]>| {
             // The length keeps ("ab", "c") and ("a", "bc") apart.
-            Some(value) => {
-                hasher.write_usize(value.len());
-                hasher.write(value);
-            }
-            None => hasher.write_usize(usize::MAX),
+            hasher.write_usize(value.map_or(usize::MAX, <[u8]>::len));
+            hasher.write(value.unwrap_or_default());
+            value.is_some()
         };
         match self {
             Self::Client => {
@@ -105,7 +139,7 @@ impl Part {
             Self::ClientCert => {
                 let context = request.extensions().get::<RequestContext>();
                 let cert = context.and_then(|context| context.connection().client_cert());
-                put(cert.map(|cert| cert.fingerprint().as_slice()));
+                put(cert.map(|cert| cert.fingerprint().as_slice()))
             }
             Self::Header(name) => {
                 let value = only(request.headers().get_all(name).iter().map(http::HeaderValue::as_bytes));
@@ -118,7 +152,7 @@ impl Part {
             Self::Query(name) => put(parameter(request, name).as_deref()),
             Self::Host => {
                 let host = without_port(asked_authority(request.uri(), request.headers()));
-                put(Some(plain_host(host).as_bytes()));
+                put(Some(plain_host(host).as_bytes()))
             }
             Self::Method => put(Some(request.method().as_str().as_bytes())),
             Self::Path => put(Some(&unescaped(request.uri().path().as_bytes(), false))),
@@ -289,6 +323,15 @@ mod tests {
                 vec![from(None), request("/", &[])],
             ],
         );
+    }
+
+    #[test]
+    fn every_process_says_the_same_of_a_key_that_is_there() {
+        let key = Key::new([Part::Header(HeaderName::from_static("x-key")), Part::Path]);
+        let of = |fields: &[(&'static str, &str)]| key.steady(&request("/a", fields));
+        assert_eq!(of(&[("x-key", "b")]), Some(0xeb02_ed06_2853_5a64));
+        assert_ne!(of(&[("x-key", "c")]), of(&[("x-key", "b")]));
+        assert_eq!((of(&[]), of(&[("x-key", "b"), ("x-key", "b")])), (None, None));
     }
 
     #[test]

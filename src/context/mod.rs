@@ -44,7 +44,7 @@ pub use connection::{Connection, Protocol};
 pub use connections::Connections;
 pub use fault::{Done, Fault};
 pub use id::{NoId, RequestId, TraceId};
-pub use key::{Key, Part};
+pub use key::{Key, Part, Steady};
 pub use memory::{Memory, Reserved, Shares};
 pub use notes::{Asked, Elapsed, Notes};
 pub use priority::Priority;

@@ -19,7 +19,7 @@ pub struct Ask {
     /// When it asked.
     pub at: Instant,
     /// Equal for requests that should go to the same endpoint; none when it does not matter.
-    pub key: Option<u64>,
+    pub affinity: Option<u64>,
     /// The endpoint, by its account, that gets it only when no other has a free credit.
     pub avoid: Option<usize>,
 }
@@ -28,6 +28,6 @@ impl Ask {
     /// A request that asks for nothing in particular.
     #[must_use]
     pub fn new(class: Class, at: Instant) -> Self {
-        Self { class, at, key: None, avoid: None }
+        Self { class, at, affinity: None, avoid: None }
     }
 }

@@ -6,7 +6,7 @@
 //! Invariant: while somebody waits for a class, no endpoint has a free credit of that class. So nobody overtakes the
 //! queue, and a credit that comes back goes to the one who waited longest.
 
-use super::choice::{Choice, Load, Member};
+use super::choice::{Choice, Load, Member, View};
 use super::queue::{Queue, Waiter};
 
 pub use super::ask::{Ask, Class};
@@ -153,6 +153,12 @@ impl<W> Ledger<W> {
     /// How its endpoints are chosen.
     pub fn choice(&mut self) -> &mut Choice {
         &mut self.choice
+    }
+
+    /// What the choice knows of an endpoint.
+    #[must_use]
+    pub fn known_of(&self, endpoint: usize) -> View {
+        self.choice.view(endpoint).unwrap_or_default()
     }
 
     /// Sets whether streams have credits of their own. What is out keeps its class; who waits keeps its place. Ask

@@ -15,6 +15,7 @@ use super::credit::Credit;
 use super::endpoint::Endpoint;
 use super::news::News;
 use crate::control::breaker;
+use crate::control::choice::View;
 use crate::control::credits::{Answer, Ask, Class, Ticket};
 use crate::control::published::steer::Caps;
 use crate::entropy;
@@ -102,6 +103,8 @@ pub struct EndpointState {
     pub is_draining: bool,
     /// Its credits that are out.
     pub in_flight: usize,
+    /// What the choice among endpoints knows of it.
+    pub known: View,
     /// Those of requests.
     pub unary: Credits,
     /// Those of streams, where they have their own.
@@ -162,6 +165,7 @@ impl Admission {
             endpoint: Arc::clone(endpoint),
             is_draining,
             in_flight: books.ledger.used_by(account),
+            known: books.ledger.known_of(account),
             unary: credits(account, Class::Unary).unwrap_or_default(),
             streams: credits(account, Class::Stream),
             published: books.published_caps(account),
@@ -407,10 +411,8 @@ mod tests {
         let second = second.await.expect("one more credit");
         assert_eq!((used(&admission), waiting(&admission)), (2, 1));
         settings.endpoints.clear();
-        settings.endpoints.push(crate::upstream::EndpointSettings {
-            label: "http://127.0.0.1:2".into(),
-            ..Settings::for_tests().endpoints.remove(0)
-        });
+        let address = Settings::for_tests().endpoints.remove(0).address;
+        settings.endpoints.push(crate::upstream::EndpointSettings::new("http://127.0.0.1:2", address));
         settings.limit = Limit::fixed(1);
         admission.apply(&settings, endpoints(&settings));
         let third = third.await.expect("a credit of the endpoint that came");

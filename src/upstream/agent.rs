@@ -50,7 +50,7 @@ impl Asker {
             pool: Pool { max_idle: 1, idle_timeout: interval * 2, ..Pool::default() },
             ..settings.clone()
         };
-        let endpoint = EndpointSettings { label: "agent".into(), address: poll.address.clone() };
+        let endpoint = EndpointSettings::new("agent", poll.address.clone());
         let agent = Endpoint::new(&settings, &endpoint)?;
         Ok(Self { poll: poll.clone(), interval, agent, task: None })
     }

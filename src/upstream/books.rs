@@ -11,6 +11,7 @@ use super::news::{BreakerMetrics, MOST_NEWS, News};
 use super::published::{Counts, Published};
 use super::settings::{EndpointSettings, Limit};
 use crate::control::breaker::{Breakers, Event, Left, Pass, State};
+use crate::control::choice::Sample;
 use crate::control::credits::{Class, Ledger, Slot};
 use crate::control::drain_rate::DrainRate;
 use crate::control::limit::{Outcome, Start};
@@ -147,8 +148,12 @@ impl<W> Books<W> {
         self.max_wait = settings.queue.timeout;
         self.ledger.set_max_waiting(settings.queue.max);
         self.ledger.set_apart(settings.limit.streams.is_some());
+        self.ledger.choice().set(settings.balance.choice);
+        // Where all are new, none is spared.
+        let cold_since = (!self.members.is_empty()).then_some(now);
         for at in 0..self.members.len() {
-            let stays = |member: &Member| endpoints.iter().any(|new| new.settings() == member.endpoint.settings());
+            let stays =
+                |member: &Member| endpoints.iter().any(|new| new.settings().is_same(member.endpoint.settings()));
             let Some(place) = self.members.get_mut(at) else { continue };
             if let Some(gone) = place.take_if(|member| !stays(member)) {
                 gone.endpoint.client().set_closing(true);
@@ -159,7 +164,8 @@ impl<W> Books<W> {
             }
         }
         self.order.clear();
-        for endpoint in endpoints {
+        for (wanted, endpoint) in settings.endpoints.iter().zip(endpoints) {
+            let known = wanted.member(settings.zone.as_deref());
             if let Some((account, member)) = self.find(endpoint.settings()) {
                 if !Arc::ptr_eq(&member.endpoint, &endpoint) {
                     member.endpoint.client().set_closing(true);
@@ -167,6 +173,7 @@ impl<W> Books<W> {
                 endpoint.client().set_closing(member.is_draining);
                 member.endpoint = endpoint;
                 self.order.push(account);
+                self.ledger.choice().change(account, known);
                 continue;
             }
             endpoint.client().set_closing(false);
@@ -174,6 +181,7 @@ impl<W> Books<W> {
             let member = Member { endpoint, is_draining: false, metrics };
             let account = self.ledger.open();
             self.breakers.add(account, now);
+            self.ledger.choice().join(account, known, cold_since);
             self.order.push(account);
             if self.members.len() <= account {
                 self.members.resize_with(account + 1, || None);
@@ -189,7 +197,7 @@ impl<W> Books<W> {
     fn find(&mut self, settings: &EndpointSettings) -> Option<(usize, &mut Member)> {
         let members = self.members.iter_mut().enumerate();
         let mut members = members.filter_map(|(account, member)| Some((account, member.as_mut()?)));
-        members.find(|(_, member)| member.endpoint.settings() == settings)
+        members.find(|(_, member)| member.endpoint.settings().is_same(settings))
     }
 
     /// An endpoint without credits drains: this is all that draining is. A window whose settings are as they were keeps
@@ -326,6 +334,7 @@ impl<W> Books<W> {
 
     /// What an attempt tells about the endpoint behind an account. Whether there may be more free credits, or fewer.
     pub(super) fn report(&mut self, account: usize, pass: &mut Pass, report: &Report, now: Instant) -> bool {
+        self.ledger.choice().learn(account, sample(report), now);
         // One that has gone is judged no more.
         if let Some(member) = self.members.get(account).and_then(Option::as_ref) {
             for (verdict, counted) in Verdict::FINAL.into_iter().zip(&member.metrics.attempts) {
@@ -392,9 +401,13 @@ impl<W> Books<W> {
     /// Begins or ends the drain of an endpoint; false when there is no such endpoint. Ask the ledger to grant
     /// afterwards.
     pub(super) fn set_draining(&mut self, endpoint: &Endpoint, is_draining: bool) -> bool {
-        let Some((_, member)) = self.find(endpoint.settings()) else { return false };
+        let Some((account, member)) = self.find(endpoint.settings()) else { return false };
+        let is_back = member.is_draining && !is_draining;
         member.is_draining = is_draining;
         member.endpoint.client().set_closing(is_draining);
+        if is_back {
+            self.ledger.choice().come_back(account, Instant::now());
+        }
         self.set_limits();
         true
     }
@@ -415,6 +428,18 @@ impl<W> Books<W> {
             let member = self.members.get(*account)?.as_ref()?;
             Some((*account, &member.endpoint, member.is_draining))
         })
+    }
+}
+
+/// What an attempt tells the choice among endpoints.
+fn sample(report: &Report) -> Sample {
+    let Report { latency, rest, .. } = *report;
+    match report.verdict {
+        Verdict::Begun | Verdict::Good => Sample::Answered(latency),
+        Verdict::Unknown => Sample::Left(latency),
+        Verdict::ServerError | Verdict::Overloaded | Verdict::Unreachable | Verdict::Broken => {
+            Sample::Failed { after: latency, retry_after: rest }
+        }
     }
 }
 

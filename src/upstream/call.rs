@@ -80,7 +80,8 @@ impl Call {
             Kind::Unary => Class::Unary,
             Kind::Stream | Kind::Upgrade => Class::Stream,
         };
-        Ask::new(class, Instant::now())
+        let affinity = self.upstream.affinity(request);
+        Ask { affinity, ..Ask::new(class, Instant::now()) }
     }
 
     /// Waits for a credit.

@@ -172,7 +172,11 @@ impl Drop for Credit {
                 let left = || Outcome::Left(now.saturating_duration_since(start.at()));
                 (start, self.outcome.unwrap_or_else(left))
             });
-            let told = self.report.take().map(|report| (&mut self.pass, report));
+            let mut report = self.report.take();
+            if let Some(left) = report.as_mut().filter(|report| report.latency.is_zero()) {
+                left.latency = now.saturating_duration_since(self.pass.at());
+            }
+            let told = report.map(|report| (&mut self.pass, report));
             books.finish(&slot, told, learned, now);
         }
         hand_out(&self.shared);

@@ -54,7 +54,7 @@ pub use endpoint::Endpoint;
 pub use pool::PoolStats;
 pub use service::{Change, Upstream};
 pub use settings::{
-    Address, Agent, EndpointSettings, HostPolicy, Limit, Poll, Pool, Protocol, Published, Queue, Scheme, Settings,
-    Timeouts, Tls,
+    Address, Agent, Balance, EndpointSettings, HostPolicy, Limit, Poll, Pool, Protocol, Published, Queue, Scheme,
+    Settings, Timeouts, Tls,
 };
 pub use tls::ClientError;

@@ -2,10 +2,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use arc_swap::ArcSwapOption;
+
 use super::admission::EndpointState;
 use super::agent::{self, Asker};
 use super::endpoint::{Endpoint, Recipe};
 use super::{Admission, ClientError, Settings};
+use crate::context::{Key, Request};
 use crate::metrics::Registry;
 
 /// A pool of endpoints that serve the same thing, with the one queue in front of them.
@@ -18,6 +21,8 @@ pub struct Upstream {
     name: Arc<str>,
     pub(super) admission: Admission,
     agents: Mutex<Vec<Asker>>,
+    /// What goes to the same endpoint.
+    by: ArcSwapOption<Key>,
 }
 
 /// Other settings of an upstream, with everything built that could fail.
@@ -35,7 +40,8 @@ impl Upstream {
         let endpoints = settings.endpoints.iter().map(|endpoint| Endpoint::new(settings, endpoint));
         let admission = Admission::new(settings, endpoints.collect::<Result<_, _>>()?, registry);
         let agents = agent::prepare(settings, &[])?.into_iter().flatten().collect();
-        Ok(Self { name: Arc::clone(&settings.name), admission, agents: Mutex::new(agents) })
+        let by = ArcSwapOption::from_pointee(settings.balance.by.clone());
+        Ok(Self { name: Arc::clone(&settings.name), admission, agents: Mutex::new(agents), by })
     }
 
     /// Begins to ask the agents, if there are any.
@@ -52,8 +58,9 @@ impl Upstream {
         let known = self.admission.endpoints();
         let endpoints = settings.endpoints.iter().map(|wanted| {
             let recipe = Recipe::new(settings, wanted);
-            let same =
-                |state: &&EndpointState| state.endpoint.settings() == wanted && *state.endpoint.recipe() == recipe;
+            let same = |state: &&EndpointState| {
+                state.endpoint.settings().is_same(wanted) && *state.endpoint.recipe() == recipe
+            };
             match known.iter().find(same) {
                 Some(state) => Ok(Arc::clone(&state.endpoint)),
                 None => Endpoint::new(settings, wanted),
@@ -67,6 +74,7 @@ impl Upstream {
     /// Brings other settings in force.
     pub fn apply(&self, change: Change) {
         let Change { settings, endpoints, agents } = change;
+        self.by.store(settings.balance.by.clone().map(Arc::new));
         self.admission.apply(&settings, endpoints);
         let mut running = self.agents();
         *running = agent::merge(&settings, std::mem::take(&mut *running), agents);
@@ -92,6 +100,11 @@ impl Upstream {
     #[must_use]
     pub fn endpoints(&self) -> Vec<EndpointState> {
         self.admission.endpoints()
+    }
+
+    /// What is equal for requests that should go to the same endpoint.
+    pub(super) fn affinity(&self, request: &Request) -> Option<u64> {
+        self.by.load().as_ref()?.steady(request)
     }
 
     /// How many requests wait for a credit.

@@ -1,6 +1,7 @@
 //! What is set for one upstream. Built by `config`, read by everything in this folder.
 
 use std::fmt;
+use std::hash::Hasher as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +9,8 @@ use std::time::Duration;
 
 use http::uri::{Authority, PathAndQuery};
 
-use crate::control::{breaker, limit};
+use crate::context::{Key, Steady};
+use crate::control::{breaker, choice, limit};
 
 /// One upstream: a named pool of endpoints that serve the same thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +23,10 @@ pub struct Settings {
     pub protocol: Protocol,
     /// What goes into `Host` and `:authority`.
     pub host: HostPolicy,
+    /// The zone that the proxy is in.
+    pub zone: Option<Arc<str>>,
+    /// How an endpoint is chosen.
+    pub balance: Balance,
     /// How much is let through to each endpoint.
     pub limit: Limit,
     /// What is made of reports of load.
@@ -46,6 +52,44 @@ pub struct EndpointSettings {
     pub label: Arc<str>,
     /// How it is reached.
     pub address: Address,
+    /// How many times the share of an endpoint with a weight of one it gets; not zero.
+    pub weight: u32,
+    /// The zone that it is in.
+    pub zone: Option<Arc<str>>,
+}
+
+impl EndpointSettings {
+    /// An endpoint like any other.
+    #[must_use]
+    pub fn new(label: impl Into<Arc<str>>, address: Address) -> Self {
+        Self { label: label.into(), address, weight: 1, zone: None }
+    }
+
+    /// Whether it is the same endpoint, be it with another weight.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.label == other.label && self.address == other.address
+    }
+
+    /// What the choice among endpoints knows of it, for a proxy in `zone`. Without one, all are near.
+    pub(super) fn member(&self, zone: Option<&str>) -> choice::Member {
+        let mut hasher = Steady::default();
+        match &self.address {
+            Address::Tcp { authority, .. } => hasher.write(authority.as_str().to_ascii_lowercase().as_bytes()),
+            Address::Unix(path) => hasher.write(path.as_os_str().as_encoded_bytes()),
+        }
+        let is_near = zone.is_none_or(|zone| self.zone.as_deref() == Some(zone));
+        choice::Member { weight: self.weight, is_near, identity: hasher.finish() }
+    }
+}
+
+/// How an endpoint is chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Balance {
+    /// The way, and how new endpoints are spared.
+    pub choice: choice::Settings,
+    /// What goes to the same endpoint; nothing in particular when absent.
+    pub by: Option<Key>,
 }
 
 /// How an endpoint is reached.
@@ -258,12 +302,14 @@ impl Settings {
     pub(crate) fn for_tests() -> Self {
         Self {
             name: "test".into(),
-            endpoints: vec![EndpointSettings {
-                label: "http://127.0.0.1:1".into(),
-                address: Address::Tcp { authority: Authority::from_static("127.0.0.1:1"), scheme: Scheme::Http },
-            }],
+            endpoints: vec![EndpointSettings::new(
+                "http://127.0.0.1:1",
+                Address::Tcp { authority: Authority::from_static("127.0.0.1:1"), scheme: Scheme::Http },
+            )],
             protocol: Protocol::Auto,
             host: HostPolicy::Keep,
+            zone: None,
+            balance: Balance::default(),
             limit: Limit::default(),
             published: Published::default(),
             queue: Queue::default(),

@@ -78,9 +78,11 @@ impl Peer {
 pub(super) fn settings(address: Address) -> Settings {
     Settings {
         name: Arc::from("test"),
-        endpoints: vec![EndpointSettings { label: Arc::from("peer"), address }],
+        endpoints: vec![EndpointSettings::new("peer", address)],
         protocol: Protocol::Auto,
         host: HostPolicy::Keep,
+        zone: None,
+        balance: Balance::default(),
         limit: Limit::default(),
         published: Published::default(),
         queue: Queue::default(),

@@ -51,7 +51,9 @@ async fn until_refused(proxy: &Proxy) -> Answer {
 #[tokio::test]
 async fn one_that_is_killed_is_left_out_and_comes_back() {
     let (stays, killed) = (Switch::new(), Switch::new());
-    let proxy = Proxy::from_toml(&config(&[stays.url(), killed.url()], "breaker.open = \"200ms..400ms\""));
+    // By load, one that fails is hardly asked again, and needs its time to be left out.
+    let turns = "balance.policy = \"round_robin\"\nbreaker.open = \"200ms..400ms\"";
+    let proxy = Proxy::from_toml(&config(&[stays.url(), killed.url()], turns));
     assert!(is_in(&proxy, &killed.url(), "closed"));
     killed.kill().await;
     for _ in 0..200 {

@@ -26,6 +26,7 @@
 
 mod admin;
 mod admission;
+mod balance;
 mod breaker;
 mod cli;
 mod connection_life;

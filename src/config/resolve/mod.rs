@@ -30,6 +30,7 @@ pub(super) fn config(root: file::Root, name: &str, text: &str, cx: &mut Context<
         },
     };
     let admin_at = root.admin.as_ref().map(|admin| admin.listen.clone());
+    let zone = root.server.zone.clone().map(|Name(zone)| zone);
     let server = server(root.server, stream, admin_at.as_ref(), cx);
 
     let names: Vec<Located<Name>> = root.upstream.items.iter().map(|(name, _)| name.clone()).collect();
@@ -37,7 +38,7 @@ pub(super) fn config(root: file::Root, name: &str, text: &str, cx: &mut Context<
         .upstream
         .items
         .into_iter()
-        .filter_map(|(name, table)| upstream::settings(name, table?, stream.buffer, cx))
+        .filter_map(|(name, table)| upstream::settings(name, table?, zone.clone(), stream.buffer, cx))
         .collect();
 
     let whole = root.upstream.whole;

@@ -1,15 +1,21 @@
 //! `[upstream.NAME]`
 
+use std::sync::Arc;
+
 use std::num::NonZeroUsize;
 
 use crate::config::HostPattern;
 use crate::config::decode::Context;
+use crate::config::endpoint::Listed;
 use crate::config::error::{Problem, quote};
 use crate::config::file;
 use crate::config::values::{Located, Many, Name, Tried};
 use crate::config::window::{Algorithm, InFlight};
+use crate::control::choice::{self, Policy};
 use crate::control::{breaker, limit};
-use crate::upstream::{Address, EndpointSettings, Limit, Pool, Protocol, Queue, Scheme, Settings, Timeouts, Tls};
+use crate::upstream::{
+    Address, Balance, EndpointSettings, Limit, Pool, Protocol, Queue, Scheme, Settings, Timeouts, Tls,
+};
 
 use super::count;
 
@@ -17,10 +23,13 @@ use super::count;
 pub(super) fn settings(
     name: Located<Name>,
     mut table: file::Upstream,
+    zone: Option<Arc<str>>,
     buffer: usize,
     cx: &mut Context<'_>,
 ) -> Option<Settings> {
-    let endpoints = endpoints(&name, table.endpoints?, &table.protocol, cx);
+    let listed = table.endpoints?;
+    let balance = balance(table.balance, &listed, cx);
+    let endpoints = endpoints(&name, listed, &table.protocol, cx);
     let tls = tls(table.tls, &endpoints, cx);
     let connections = table.pool.max_connections.0.map(|number| count(number.0));
     // Where every request needs a connection, more credits than those would only wait in the pool, and fail there.
@@ -32,6 +41,8 @@ pub(super) fn settings(
         endpoints,
         protocol: table.protocol.value,
         host: table.host,
+        zone,
+        balance,
         limit,
         published,
         queue: Queue { max: usize::try_from(table.queue.max.0).unwrap_or(0), timeout: table.queue.timeout.0 },
@@ -91,9 +102,34 @@ fn speaks_http1(endpoint: &EndpointSettings, protocol: Protocol) -> bool {
     }
 }
 
+fn balance(table: file::Balance, endpoints: &Many<Located<Listed>>, cx: &mut Context<'_>) -> Balance {
+    let Located { value: policy, at } = table.policy;
+    let weighed = endpoints.items.iter().find_map(|listed| listed.value.weighed_at.as_ref());
+    if let (Policy::RoundRobin, Some(at)) = (policy, weighed) {
+        let problem = Problem::new("weights say nothing where every endpoint has the same turn");
+        cx.found.error(at, problem.hint("write `balance.policy = \"weighted\"`"));
+    }
+    match (&table.by, policy) {
+        (None, Policy::Hash) => {
+            let problem = Problem::new("\"hash\" needs a key");
+            cx.found.error(&at, problem.hint("say by what, as `by = \"client\"` or `by = \"header:x-session\"`"));
+        }
+        (Some(Tried(Some(by))), Policy::Hash) if by.value.parts().is_empty() => {
+            cx.found.error(&by.at, "\"all\" would send everything to one endpoint");
+        }
+        (Some(Tried(Some(by))), Policy::LeastLoaded | Policy::RoundRobin | Policy::Weighted) => {
+            let problem = Problem::new("`by` is the key of the policy \"hash\"");
+            cx.found.error(&by.at, problem.hint("write `policy = \"hash\"`, or leave `by` away"));
+        }
+        _ => {}
+    }
+    let choice = choice::Settings { policy, slow_start: table.slow_start.0 };
+    Balance { choice, by: table.by.and_then(|Tried(by)| Some(by?.value)) }
+}
+
 fn endpoints(
     name: &Located<Name>,
-    written: Many<Located<EndpointSettings>>,
+    written: Many<Located<Listed>>,
     protocol: &Located<Protocol>,
     cx: &mut Context<'_>,
 ) -> Vec<EndpointSettings> {
@@ -101,7 +137,7 @@ fn endpoints(
         cx.found.error(&name.at, format!("the upstream {} has no endpoint", quote(&name.value.0)));
     }
     let mut endpoints: Vec<EndpointSettings> = Vec::with_capacity(written.items.len());
-    for Located { value, at } in written.items {
+    for Located { value: Listed { endpoint: value, .. }, at } in written.items {
         if endpoints.iter().any(|known| known.address == value.address) {
             cx.found.error(&at, "this endpoint stands here twice");
             continue;

@@ -4,6 +4,7 @@
 //! an endpoint goes, its keys alone move, and they spread over all others; and every proxy and every process that knows
 //! the same endpoints agrees. Weights are as of Schindelhauer and Schomaker, "Weighted Distributed Hash Tables" (2005).
 
+use super::peer::{Peer, float};
 use super::{Choice, Load, Rank, Round, STALE, median};
 
 /// How many times as crowded as the middle of the pool an endpoint may be before others take over.
@@ -31,7 +32,7 @@ impl Place {
 }
 
 impl Choice {
-    /// The endpoint of the key, or the next one while that is full or too crowded.
+    /// The endpoint of the key, or the next one while that is full, too crowded or failing.
     pub(super) fn by_key(&mut self, key: u64, round: &Round<'_, impl Fn(usize) -> Load>) -> Option<usize> {
         let bound = BOUND * self.usual_crowd(round);
         let mut found: Option<(Place, Place)> = None;
@@ -55,7 +56,7 @@ impl Choice {
         let rank = self.rank(at, round)?;
         // One that has just come takes up its keys one by one.
         let weight = f64::from(peer.member.weight) / peer.chill(round.ask.at, self.settings.slow_start);
-        let is_crowded = peer.crowd(round.load(at).used, QUIET, self.median) > bound;
+        let is_crowded = !peer.is_well() || crowd(peer, round.load(at).used) > bound;
         Some(Place { at, rank, score: score(key, peer.member.identity, weight), is_crowded })
     }
 
@@ -80,11 +81,17 @@ impl Choice {
         for (at, peer) in self.peers.iter().enumerate() {
             let Load { used, limit } = round.load(at);
             if let Some(peer) = peer.as_ref().filter(|_| limit > 0) {
-                self.scratch.push(peer.crowd(used, QUIET, self.median));
+                self.scratch.push(crowd(peer, used));
             }
         }
         median(&mut self.scratch).unwrap_or(f64::INFINITY)
     }
+}
+
+/// Requests for the weight. Latency has no part in it: some keys ask for more than others, and would move to and fro. An
+/// endpoint that is slow has the more requests for it.
+fn crowd(peer: &Peer, used: usize) -> f64 {
+    (float(used) + QUIET) / f64::from(peer.member.weight)
 }
 
 /// What an endpoint draws for a key: the greatest wins, as often as the weights say.

@@ -228,7 +228,7 @@ impl Choice {
 
     /// The endpoint that gets the next request, of those that have room; none when no one has.
     pub fn choose(&mut self, ask: &Ask, load: impl Fn(usize) -> Load) -> Option<usize> {
-        let trial = self.trial.filter(|at| load(*at).has_room());
+        let trial = self.trial.filter(|at| ask.avoid != Some(*at) && load(*at).has_room());
         let found = if trial.is_some() {
             trial
         } else if self.peers.len() == 1 {
@@ -236,7 +236,7 @@ impl Choice {
         } else {
             let round = Round { ask, load: &load, prefers_near: self.has_zones && self.prefers_near(&load) };
             self.since_try.0 = self.since_try.0.saturating_add(1);
-            match (self.settings.policy, ask.key) {
+            match (self.settings.policy, ask.affinity) {
                 (Policy::RoundRobin | Policy::Weighted, _) => self.by_turn(&round),
                 (Policy::Hash, Some(key)) => self.by_key(key, &round),
                 (Policy::LeastLoaded | Policy::Hash, _) => self.by_load(&round),
@@ -297,7 +297,7 @@ impl Choice {
     /// What one more request costs beside `used`.
     fn cost(&self, at: usize, used: usize, round: &Round<'_, impl Fn(usize) -> Load>) -> f64 {
         let Some(peer) = self.peers.get(at).and_then(Option::as_ref) else { return f64::INFINITY };
-        peer.crowd(used, 1.0, self.median) * peer.chill(round.ask.at, self.settings.slow_start)
+        peer.cost(used, self.median) * peer.chill(round.ask.at, self.settings.slow_start)
     }
 
     fn prefers_near(&self, load: &impl Fn(usize) -> Load) -> bool {

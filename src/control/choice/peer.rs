@@ -6,11 +6,11 @@ use tokio::time::Instant;
 
 use super::PerClass;
 
-/// In seconds, how far back the mean looks.
+/// In seconds, how far back the means look: what is so old counts for the 1/e of a new sample.
 const TAU: f64 = 1.0;
 /// In seconds, what a failure counts at least.
 const FAILURE: f64 = 1.0;
-/// An endpoint that asks for more is asked again all the same.
+/// No failure counts more, whatever the endpoint asks for.
 const LONGEST: Duration = Duration::from_secs(30);
 /// In seconds, what the way to an endpoint may take; endpoints that are faster are as good as each other.
 const WAY: f64 = 0.001;
@@ -46,7 +46,8 @@ pub enum Sample {
         /// What it asks for.
         retry_after: Option<Duration>,
     },
-    /// The client left after this time, with no head in sight.
+    /// The client left after this time, with no head in sight. It counts up to a second: the client may have spent the
+    /// time on its request.
     Left(Duration),
 }
 
@@ -92,6 +93,8 @@ pub(super) struct Peer {
     pub(super) turn: PerClass<f64>,
     /// When it was asked only to see how it is.
     pub(super) tried_at: Option<Instant>,
+    /// How many samples the means are of, those of long ago in part.
+    samples: f64,
     /// Mean time to a head in seconds.
     estimate: Option<f64>,
     /// Mean share of failures.
@@ -107,6 +110,7 @@ impl Peer {
             requests: 0,
             turn: PerClass::default(),
             tried_at: None,
+            samples: 0.0,
             estimate: None,
             failing: 0.0,
             learned_at: None,
@@ -123,22 +127,23 @@ impl Peer {
         let (time, failed) = match sample {
             Sample::Answered(time) => (time.as_secs_f64(), 0.0),
             Sample::Failed { after, retry_after } => {
-                let told = retry_after.unwrap_or_default().min(LONGEST);
-                (after.max(told).as_secs_f64().max(FAILURE), 1.0)
+                let told = after.max(retry_after.unwrap_or_default()).min(LONGEST);
+                (told.as_secs_f64().max(FAILURE), 1.0)
             }
             // It would have taken longer still: this is all that a wait without end can tell.
-            Sample::Left(time) if self.estimate.is_some_and(|estimate| time.as_secs_f64() > estimate) => {
-                (time.as_secs_f64(), self.failing)
+            Sample::Left(time) => {
+                let time = time.as_secs_f64().min(FAILURE);
+                if self.estimate.is_none_or(|estimate| time <= estimate) {
+                    return;
+                }
+                (time, self.failing)
             }
-            Sample::Left(_) => return,
         };
-        let part = match self.learned_at {
-            Some(at) => 1.0 - (-now.saturating_duration_since(at).as_secs_f64() / TAU).exp(),
-            None => 1.0,
-        };
-        let known = self.estimate.unwrap_or(time);
-        self.estimate = Some(known + part * (time - known));
-        self.failing += part * (failed - self.failing);
+        let age = self.learned_at.map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
+        let old = self.samples * (-age / TAU).exp();
+        self.samples = old + 1.0;
+        self.estimate = Some((self.estimate.unwrap_or_default() * old + time) / self.samples);
+        self.failing = (self.failing * old + failed) / self.samples;
         self.learned_at = Some(now);
     }
 
@@ -160,11 +165,11 @@ impl Peer {
         self.learned_at.max(self.tried_at)
     }
 
-    /// What `more` requests cost beside those that are there, in seconds. `usual` stands for the estimate while there
+    /// What one more request costs beside those that are there, in seconds. `usual` stands for the estimate while there
     /// is none.
-    pub(super) fn crowd(&self, used: usize, more: f64, usual: Option<f64>) -> f64 {
+    pub(super) fn cost(&self, used: usize, usual: Option<f64>) -> f64 {
         let time = self.estimate.or(usual).unwrap_or_default() + WAY;
-        time * (float(used) + more) / f64::from(self.member.weight)
+        time * (float(used) + 1.0) / f64::from(self.member.weight)
     }
 
     /// How many times dearer it is for having just come.
@@ -183,6 +188,6 @@ impl Peer {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn float(n: usize) -> f64 {
+pub(super) fn float(n: usize) -> f64 {
     n as f64
 }

@@ -56,12 +56,12 @@ impl Service {
             first += odd.count;
             endpoint < first
         });
-        found.copied().unwrap_or(Odd { count: 1, slower: 1.0, errors: self.errors, after: 0.0 })
+        found.copied().unwrap_or(Odd { count: 1, workers: 1.0, slower: 1.0, errors: self.errors, after: 0.0 })
     }
 
     /// Requests a second that all endpoints can do that answer.
     pub(super) fn capacity(&self) -> f64 {
-        let of = |odd: Odd| if odd.errors < 1.0 { self.workers / (self.mean * odd.slower) } else { 0.0 };
+        let of = |odd: Odd| if odd.errors < 1.0 { self.workers * odd.workers / (self.mean * odd.slower) } else { 0.0 };
         (0..self.endpoints).map(|endpoint| of(self.odd(endpoint))).sum()
     }
 }
@@ -70,6 +70,8 @@ impl Service {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Odd {
     pub(super) count: usize,
+    /// Part of the workers that the others have.
+    pub(super) workers: f64,
     /// How many times longer each request takes.
     pub(super) slower: f64,
     /// This part of the requests fails within a millisecond, after that time.
@@ -111,6 +113,8 @@ pub(super) struct Clients {
     /// This part of the clients reads slowly, and keeps its credit for [`Clients::reading`].
     pub(super) slow: f64,
     pub(super) reading: f64,
+    /// How many keys there are, the first of them asked for most; zero when there are none.
+    pub(super) keys: f64,
 }
 
 #[derive(Clone, Debug)]
@@ -194,6 +198,7 @@ fn change(mut keys: Keys) -> Change {
 fn odd(mut keys: Keys) -> Odd {
     let odd = Odd {
         count: keys.number("count", 1.0) as usize,
+        workers: keys.number("workers", 1.0),
         slower: keys.number("slower", 1.0),
         errors: keys.number("errors", 0.0),
         after: keys.time("after", 0.0),
@@ -221,6 +226,7 @@ fn clients(mut keys: Keys) -> Clients {
         fickle: keys.number("fickle", 0.0),
         slow: keys.number("slow", 0.0),
         reading: keys.time("reading", 0.0),
+        keys: keys.number("keys", 0.0),
     };
     keys.done();
     clients
@@ -240,6 +246,7 @@ fn proxy(mut keys: Keys) -> Proxy {
             policy: match keys.text("policy", "least_loaded").as_str() {
                 "least_loaded" => Policy::LeastLoaded,
                 "round_robin" => Policy::RoundRobin,
+                "hash" => Policy::Hash,
                 other => panic!("unknown policy {other}"),
             },
             ..choice::Settings::default()

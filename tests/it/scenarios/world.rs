@@ -66,7 +66,8 @@ impl Proxy {
         let account = self.ledger.open();
         let unix = Duration::from_millis(1_700_000_000_137);
         self.windows.set(&mut self.ledger, account, (script.proxy.limit, 1024), now, unix);
-        self.ledger.choice().join(account, Member::default(), cold_since);
+        let member = Member { identity: 1 + account as u64, ..Member::default() };
+        self.ledger.choice().join(account, member, cold_since);
     }
 
     fn views(&self) -> impl Iterator<Item = View> {
@@ -148,7 +149,8 @@ impl World {
         };
         let service = |endpoint| {
             let odd = script.service.odd(endpoint);
-            let settings = super::script::Service { mean: script.service.mean * odd.slower, ..script.service.clone() };
+            let (workers, mean) = (script.service.workers * odd.workers, script.service.mean * odd.slower);
+            let settings = super::script::Service { workers, mean, ..script.service.clone() };
             Service::new(&settings, script.seed + 1000 * endpoint as u64)
         };
         Self {
@@ -254,7 +256,10 @@ impl World {
         self.tries[user] += 1;
         let proxy = (self.luck.unit() * self.proxies.len() as f64) as usize;
         let id = self.requests.len();
-        let ask = Ask::new(Class::Unary, self.began + span(self.now));
+        let keys = self.script.clients.keys;
+        // The shares of the keys are as one to their number in the line.
+        let affinity = (keys > 0.0).then(|| keys.powf(self.luck.unit()) as u64);
+        let ask = Ask { affinity, ..Ask::new(Class::Unary, self.began + span(self.now)) };
         let answer = {
             let proxy = &mut self.proxies[proxy];
             let answer = proxy.ledger.acquire(&ask, || id);
