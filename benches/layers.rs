@@ -98,6 +98,7 @@ fn rate_limit(bencher: Bencher<'_, '_>) {
         dry_run: false,
         surge: Vec::new(),
         top_talkers: None,
+        shared: false,
     };
     measure(bencher, RateLimitLayer::new([Arc::new(Limiter::new(settings, &Registry::new(), "bench"))]));
 }

@@ -174,6 +174,7 @@ fn limits(page: &mut Page, route: &Route, show: &impl Fn(&str) -> String) {
         parts.extend(limit.surge.iter().map(surge));
         let top = |top: &TopTalkers| format!("{}% for the top {} by {}", top.percent, top.count, by(&top.by));
         parts.extend(limit.top_talkers.as_ref().map(top));
+        parts.extend(limit.shared.then(|| "shared by all instances".to_owned()));
         parts.extend(limit.dry_run.then(|| "refuses nothing (dry_run)".to_owned()));
         (show(&limit.name), parts.join(", "))
     });

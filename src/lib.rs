@@ -12,7 +12,7 @@
 //! | what serves now | [`snapshot`] |
 //! | the order of layers, the choice of a route | **[`stack`]: read it first**, [`router`], [`explain`] |
 //! | the file | [`config`] |
-//! | parts that do not know each other | [`layers`], [`upstream`], [`stream`], [`access_log`] |
+//! | parts that do not know each other | [`layers`], [`upstream`], [`stream`], [`store`], [`access_log`] |
 //! | pure decisions, numbers, tasks | [`control`], [`metrics`], [`tasks`] |
 //! | what all speak of | [`body`], [`context`], [`error`], [`entropy`], [`tls`] |
 //!
@@ -52,6 +52,7 @@ pub mod router;
 pub mod server;
 pub mod snapshot;
 pub mod stack;
+pub mod store;
 pub mod stream;
 pub mod tasks;
 pub mod tls;

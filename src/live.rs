@@ -9,12 +9,14 @@
 //! | a route's record: its counts | its name is there | |
 //! | a route's faults: what an operator has ordered | its name is there | what is configured is brought in force |
 //! | what became of a route's requests | its share of successes and its route's name are equal | a new one that knows of nothing |
-//! | a rate limit: its buckets | its settings and its route's name are equal | a new one with full buckets |
+//! | the shared store: its connection | its settings are equal | a new one |
+//! | a rate limit: its buckets | its settings, its route's name and its store are equal | a new one with full buckets |
 //!
 //! Nothing is kept alive here: what a new snapshot does not point to goes with the last request that uses it, and comes
 //! back as it was if it is wanted again before that.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::access_log::AccessLog;
@@ -24,7 +26,8 @@ use crate::layers::rate_limit::{self, Limiter};
 use crate::layers::record::RecordLayer;
 use crate::layers::success_rate::Outcomes;
 use crate::metrics::Registry;
-use crate::upstream::{self, ClientError, Upstream};
+use crate::store::Store;
+use crate::upstream::{self, Upstream};
 
 /// See the module's text.
 #[derive(Debug)]
@@ -43,6 +46,7 @@ struct Known {
     records: Records,
     faults: FaultsByRoute,
     outcomes: OutcomesByRoute,
+    store: Weak<Store>,
 }
 
 /// The state that a configuration needs, all of it built, and nothing changed yet.
@@ -53,6 +57,22 @@ pub struct Plan {
     records: Records,
     faults: FaultsByRoute,
     outcomes: OutcomesByRoute,
+    store: Option<Arc<Store>>,
+}
+
+/// Something cannot be built.
+#[derive(Debug)]
+pub struct Unbuilt {
+    /// Which part.
+    pub what: String,
+    /// Why not.
+    pub cause: Box<dyn Error + Send + Sync>,
+}
+
+impl Unbuilt {
+    fn new(what: impl Into<String>, cause: impl Error + Send + Sync + 'static) -> Self {
+        Self { what: what.into(), cause: cause.into() }
+    }
 }
 
 /// The record of each route, and of requests that no route takes.
@@ -117,11 +137,12 @@ impl Live {
         Self { registry, access_log, known: Mutex::default() }
     }
 
-    /// Finds what is there already and builds the rest. Fails with the name of the upstream that cannot be built.
-    pub fn plan(&self, config: &Config) -> Result<Plan, (Arc<str>, ClientError)> {
+    /// Finds what is there already and builds the rest.
+    pub fn plan(&self, config: &Config) -> Result<Plan, Unbuilt> {
         let known = self.known();
+        let store = self.store(&known, config)?;
         let upstreams = config.upstreams.iter().map(|settings| {
-            let failed = |error| (Arc::clone(&settings.name), error);
+            let failed = |error| Unbuilt::new(format!("upstream {}", settings.name), error);
             let name = Arc::clone(&settings.name);
             if let Some(upstream) = known.upstreams.get(&settings.name).and_then(Weak::upgrade) {
                 let change = Some(upstream.prepare(settings).map_err(failed)?);
@@ -132,10 +153,16 @@ impl Live {
         });
         let upstreams = upstreams.collect::<Result<_, _>>()?;
         let limiter = |route: &Arc<str>, settings: &rate_limit::Settings| {
+            let store = store.as_ref().filter(|_| settings.shared);
             let found = known.limiters.get(route).and_then(|known| known.iter().find(|(known, _)| known == settings));
-            found
-                .and_then(|(_, limiter)| limiter.upgrade())
-                .unwrap_or_else(|| Arc::new(Limiter::new(settings.clone(), &self.registry, route)))
+            let found = found.and_then(|(_, limiter)| limiter.upgrade()).filter(|limiter| limiter.is_through(store));
+            found.unwrap_or_else(|| {
+                let limiter = Limiter::new(settings.clone(), &self.registry, route);
+                Arc::new(match store {
+                    None => limiter,
+                    Some(store) => limiter.shared(store),
+                })
+            })
         };
         let limiters = config.routes.iter().filter(|route| !route.rate_limits.is_empty()).map(|route| {
             let limiters = route.rate_limits.iter().map(|settings| limiter(&route.name, settings));
@@ -161,7 +188,8 @@ impl Live {
             Some((Arc::clone(&route.name), found.unwrap_or_else(|| Arc::new(Outcomes::new(least)))))
         });
         let outcomes = outcomes.collect();
-        Ok(Plan { limiters: limiters.collect(), records: records.collect(), faults, outcomes, upstreams })
+        let (limiters, records) = (limiters.collect(), records.collect());
+        Ok(Plan { upstreams, limiters, records, faults, outcomes, store })
     }
 
     /// Brings the settings of a plan in force and lets go of what it does not name.
@@ -175,6 +203,8 @@ impl Live {
                 None => upstream.start(),
             }
         }
+        plan.store.iter().for_each(|store| store.start());
+        known.store = plan.store.as_ref().map_or(before.store, Arc::downgrade);
         for route in &config.routes {
             if let Some(limiters) = plan.limiters.get(&route.name) {
                 let limiters = route.rate_limits.iter().cloned().zip(limiters.iter().map(Arc::downgrade));
@@ -195,6 +225,17 @@ impl Live {
                 known.upstreams.insert(name, upstream);
             }
         }
+    }
+
+    /// What instances share; none where they share nothing. The limits that are shared keep it.
+    fn store(&self, known: &Known, config: &Config) -> Result<Option<Arc<Store>>, Unbuilt> {
+        let is_used = config.routes.iter().flat_map(|route| &route.rate_limits).any(|limit| limit.shared);
+        let Some(settings) = config.store.as_ref().filter(|_| is_used) else { return Ok(None) };
+        if let Some(store) = known.store.upgrade().filter(|store| store.settings() == settings) {
+            return Ok(Some(store));
+        }
+        let store = Store::new(settings, &self.registry).map_err(|error| Unbuilt::new("store", error))?;
+        Ok(Some(Arc::new(store)))
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -252,6 +293,22 @@ mod tests {
         let (again, _) = take(&live, &text.replace("[[route]]", "pool.max_idle = 1\n[[route]]"));
         let fresh = again[0].endpoints();
         assert!(fresh.iter().all(|new| !after.iter().any(|old| Arc::ptr_eq(&old.endpoint, &new.endpoint))));
+    }
+
+    #[tokio::test]
+    async fn a_store_lasts_as_long_as_a_limit_is_shared_through_it() {
+        let live = Live::new(Registry::new(), None);
+        let shared = BEFORE.replace("rate = \"5/s\"", "rate = \"5/s\", shared = true");
+        let store = "[store]\nurl = \"redis://127.0.0.1:1\"\n";
+        let (_, first) = take(&live, &format!("{store}{shared}"));
+        let (_, again) = take(&live, &format!("{store}{shared}"));
+        assert!(Arc::ptr_eq(&first["app"][0], &again["app"][0]));
+        let (_, other) = take(&live, &format!("{store}prefix = \"other\"\n{shared}"));
+        assert!(!Arc::ptr_eq(&first["app"][0], &other["app"][0]), "another store, another limit");
+        let (_, own) = take(&live, &format!("{store}{BEFORE}"));
+        assert!(!own["app"][0].settings().shared && live.known().store.upgrade().is_some());
+        drop((first, again, other));
+        assert!(live.known().store.upgrade().is_none(), "nobody shares anything");
     }
 
     #[tokio::test]

@@ -21,7 +21,7 @@ use crate::layers::forward::ForwardLayer;
 use crate::layers::headers::HeadersLayer;
 use crate::layers::pressure::PressureLayer;
 use crate::layers::priority::PriorityLayer;
-use crate::layers::rate_limit::RateLimitLayer;
+use crate::layers::rate_limit::{AskLayer, RateLimitLayer};
 use crate::layers::record::RecordLayer;
 use crate::layers::render::RenderLayer;
 use crate::layers::respond::{Redirect, Refuse, Respond};
@@ -110,14 +110,14 @@ pub fn route(route: &Route, shared: &Shared) -> RouteService {
             None => RouteService::new(top.service(Refuse(Reason::NoEndpoint))),
         },
         Action::Respond { status, content_type, body } => RouteService::new(
-            top.option_layer(rate_limits(route, shared)).option_layer(edits(route)).service(Respond::new(
-                *status,
-                content_type.clone(),
-                Arc::clone(body),
-            )),
+            top.option_layer(asks(route, shared))
+                .option_layer(rate_limits(route, shared))
+                .option_layer(edits(route))
+                .service(Respond::new(*status, content_type.clone(), Arc::clone(body))),
         ),
         Action::Redirect { status, to } => RouteService::new(
-            top.option_layer(rate_limits(route, shared))
+            top.option_layer(asks(route, shared))
+                .option_layer(rate_limits(route, shared))
                 .option_layer(edits(route))
                 .service(Redirect::new(*status, Arc::clone(to))),
         ),
@@ -137,6 +137,7 @@ fn forward(
         .layer(shared.shed.clone()) // while the proxy itself has too much to do, before anything is done
         .option_layer(shared.outcomes.get(&route.name).cloned().map(SuccessRateLayer::new)) // what would fail anyway
         .option_layer(DeadlineLayer::new(route.timeout.total, route.deadline)) // one clock over all that follows
+        .option_layer(asks(route, shared)) // what instances share is asked for, before the limits decide
         .option_layer(rate_limits(route, shared)) // a cheap refusal, before any credit is taken
         .layer(UploadLayer::new(route.upload)) // what is too large takes no credit; the body is read below only
         .layer(ForwardLayer::new(route.forward.clone())) // the duties of an intermediary, which edits may override
@@ -164,6 +165,10 @@ fn record(name: &str, shared: &Shared) -> RecordLayer {
 
 fn rate_limits(route: &Route, shared: &Shared) -> Option<RateLimitLayer> {
     shared.limiters.get(&route.name).map(|limiters| RateLimitLayer::new(limiters.clone()))
+}
+
+fn asks(route: &Route, shared: &Shared) -> Option<AskLayer> {
+    shared.limiters.get(&route.name).and_then(|limiters| AskLayer::new(limiters))
 }
 
 fn faults(route: &Route, shared: &Shared) -> Arc<Faults> {

@@ -56,6 +56,19 @@ pub fn sha256(bytes: &[u8]) -> Option<[u8; 32]> {
     hash.hash(bytes).as_ref().try_into().ok()
 }
 
+/// The authorities the system trusts, read once per process; none when there are none. Single ones that cannot be read
+/// are skipped, as every system carries some.
+#[must_use]
+pub fn system_roots() -> Option<Arc<RootCertStore>> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    let roots = ROOTS.get_or_init(|| {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        Arc::new(roots)
+    });
+    (!roots.is_empty()).then(|| Arc::clone(roots))
+}
+
 /// Reads all certificates of a PEM file; at least one.
 pub fn load_certs(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
     let read = || -> Result<Vec<_>, pem::Error> {

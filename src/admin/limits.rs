@@ -64,6 +64,9 @@ fn amount(settings: &Settings, amount: u64) -> String {
 /// Raises a limit as the query says, for the time that it says.
 pub(super) fn raise<B>(limiters: &[Arc<Limiter>], words: &[String], request: &Request<B>) -> Result<Reply, Denied> {
     let limiter = find(limiters, words)?;
+    if limiter.settings().shared {
+        return Err(Denied::new(StatusCode::CONFLICT, "a limit that is shared is not raised: others would not know"));
+    }
     let raise =
         read(request.uri().query().unwrap_or_default()).map_err(|why| Denied::new(StatusCode::BAD_REQUEST, why))?;
     let (route, limit) = (limiter.route(), &limiter.settings().name);

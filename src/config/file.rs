@@ -11,6 +11,7 @@ use super::limiter::{Amount, Cost, Days, Factor, Percent, Ramp, Rate, TimeOfDay}
 use super::listen::{ListenAddress, Mode, Peers};
 use super::priority::PriorityOf;
 use super::section::section;
+use super::store::{Hidden, StoreUrl};
 use super::values::{
     File, Flag, Free, Located, Many, Name, Named, Number, Off, OrAuto, OrOff, Size, Tables, Time, Tried, Wait,
 };
@@ -38,6 +39,8 @@ section! {
         log: Log, default = {};
         /// The port for metrics and health; absent, none is opened.
         admin: Admin, optional;
+        /// What instances share; absent, each counts for itself.
+        store: Store, optional;
         /// How much one stream may hold, and how long its reader may stall.
         stream: Stream, default = {};
         /// The services behind the proxy, each with its endpoints and its limits.
@@ -170,6 +173,27 @@ section! {
         token: Tried<Token>, optional;
         /// Pages that answer without the token: "/live", "/ready", "/metrics".
         open: Many<OpenPage>, default = ["/live", "/ready"];
+    }
+
+    /// What instances share: a Redis or Valkey server.
+    Store "[store]" {
+        /// Where it is: `redis://` or `rediss://` (TLS) with a host, a port (6379 when absent) and perhaps `/` and the
+        /// number of a database; or `unix:` with a path.
+        url: Tried<StoreUrl>, required;
+        /// The user of the password, where the store knows several.
+        username: Free, optional;
+        /// Its password; absent, it asks for none.
+        password: Hidden, optional;
+        /// PEM file of the authorities that its certificate may be of; absent, the system's.
+        ca: Tried<File>, optional;
+        /// The beginning of every key there: instances with the same share their limits.
+        prefix: Name, default = "headworks";
+        /// Mixed into the hashes of what is counted, so that nobody who reads the store can guess it; the same everywhere.
+        secret: Hidden, optional;
+        /// How long a request waits for the first answer about its key, before this instance's own share decides.
+        wait: Time, default = "5ms";
+        /// How many instances there are at least; those that live are counted.
+        instances: Number<1, 10_000>, default = 1;
     }
 
     /// How much one stream may hold, and how long its reader may stall.
@@ -434,6 +458,8 @@ section! {
         max_keys: Number<1, 10_000_000>, default = 100000;
         /// Whether it only counts and logs what it would have refused.
         dry_run: Flag, default = false;
+        /// Whether all instances with the same `[store]` count together.
+        shared: Located<Flag>, default = false;
         /// When the rate is higher.
         surge: Many<Surge>, default = [];
         /// Those who ask most, and what they may have when others want it; absent, all are equal.

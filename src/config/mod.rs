@@ -13,6 +13,7 @@
 //! | `admin.rs` `breaker.rs` `faults.rs` | what is written about the admin port, breakers, and faults made on purpose |
 //! | `agent.rs` | what is written about agents that know the credits of endpoints |
 //! | `limiter.rs` | rates, and when they are raised |
+//! | `store.rs` | where the shared store is |
 //! | `effective.rs` | every key with its value, secrets hidden |
 //! | `units.rs` | durations, sizes and rates, read and printed |
 //! | `priority.rs` | how much the requests of a route matter |
@@ -36,6 +37,7 @@ mod net;
 mod priority;
 mod resolve;
 mod section;
+mod store;
 mod suggest;
 mod units;
 mod values;
@@ -72,6 +74,8 @@ pub struct Config {
     pub server: Server,
     /// `[log]`
     pub log: Log,
+    /// `[store]`; absent, nothing is shared with other instances.
+    pub store: Option<crate::store::Settings>,
     /// `[admin]`; absent, no admin port is opened.
     pub admin: Option<Admin>,
     /// `[upstream.NAME]`, in file order.

@@ -83,6 +83,34 @@ impl Key {
         }
         label
     }
+
+    /// What [`Key::hash`] makes its number of: for those who must agree with other processes. It may hold secrets.
+    #[must_use]
+    pub fn spelled(&self, request: &Request) -> Vec<u8> {
+        let mut spelled = Spelled(Vec::new());
+        for part in &self.0 {
+            part.feed(request, &mut spelled);
+        }
+        spelled.0
+    }
+}
+
+/// A hasher that forgets nothing.
+struct Spelled(Vec<u8>);
+
+impl Hasher for Spelled {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// The same on every machine.
+    fn write_usize(&mut self, number: usize) {
+        self.write(&(number as u64).to_le_bytes());
+    }
+
+    fn finish(&self) -> u64 {
+        0
+    }
 }
 
 impl From<Part> for Key {

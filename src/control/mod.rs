@@ -16,6 +16,7 @@
 //! | [`surge`] | how much faster a rate limit is refilled for a while |
 //! | [`sketch`] | how often each of any number of keys was seen, about |
 //! | [`talkers`] | which keys those are that are seen most |
+//! | [`lease`] | what an instance may let through of a limit that several share |
 //! | [`limit`] | how many credits an endpoint should have: fixed, or found by measuring |
 //! | [`published`] | what an upstream says of its load, and how many credits that leaves |
 //! | [`overload`] | how much is turned away because the proxy itself is busy |
@@ -36,6 +37,7 @@ pub mod drain_rate;
 pub mod frame_budget;
 pub mod gcra;
 pub mod key_store;
+pub mod lease;
 pub mod limit;
 pub mod overload;
 pub mod published;

@@ -62,10 +62,7 @@ impl House {
     pub fn build(&self, config: &Config) -> Result<Built, BuildError> {
         let doors = server::doors(&config.server.listeners)
             .map_err(|(name, cause)| BuildError { what: format!("listener {name}"), cause: cause.into() })?;
-        let plan = self
-            .live
-            .plan(config)
-            .map_err(|(name, cause)| BuildError { what: format!("upstream {name}"), cause: cause.into() })?;
+        let plan = self.live.plan(config).map_err(|error| BuildError { what: error.what, cause: error.cause })?;
         Ok(Built { doors, plan })
     }
 

@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use http::uri::Authority;
 use rustls::client::Resumption;
@@ -16,7 +16,7 @@ use super::connect::{ConnectError, Version};
 use super::io::{Socket, Stream};
 use super::settings::{Protocol, Tls as Settings};
 use crate::error::Reason;
-use crate::tls::{FileError, load_certs, load_key, provider};
+use crate::tls::{FileError, load_certs, load_key, provider, system_roots};
 
 #[cfg(test)]
 mod tests;
@@ -77,7 +77,7 @@ impl Tls {
 
 fn config(settings: &Settings) -> Result<ClientConfig, ClientError> {
     let roots = match &settings.ca {
-        None => system_roots()?,
+        None => system_roots().ok_or(ClientError::NoRoots)?,
         Some(path) => {
             let mut roots = RootCertStore::empty();
             for cert in load_certs(path)? {
@@ -96,18 +96,6 @@ fn config(settings: &Settings) -> Result<ClientConfig, ClientError> {
             .with_client_auth_cert(load_certs(cert)?, load_key(key)?)
             .map_err(|cause| ClientError::Unusable(cert.clone(), cause)),
     }
-}
-
-/// The authorities the system trusts, read once per process. Single ones that cannot be read are skipped, as every
-/// system carries some.
-fn system_roots() -> Result<Arc<RootCertStore>, ClientError> {
-    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
-    let roots = ROOTS.get_or_init(|| {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        Arc::new(roots)
-    });
-    if roots.is_empty() { Err(ClientError::NoRoots) } else { Ok(Arc::clone(roots)) }
 }
 
 /// Why a client cannot be built from its settings.

@@ -27,7 +27,9 @@ async fn every_metric_is_explained() {
     let proxy = Proxy::from_toml(&format!(
         "[upstream.app]\nendpoints = [\"{}\"]\n[[route]]\nupstream = \"app\"\n\
          rate_limit = [{{ name = \"r\", by = \"client\", rate = \"1000/s\", top_talkers = {{}} }}]\n\
-         [[route]]\nmatch.path = \"/fault\"\nupstream = \"app\"\nfault = {{ delay = \"1ms\" }}\n",
+         [[route]]\nmatch.path = \"/fault\"\nupstream = \"app\"\nfault = {{ delay = \"1ms\" }}\n\
+         [[route]]\nmatch.path = \"/shared\"\nupstream = \"app\"\n\
+         rate_limit = [{{ name = \"r\", rate = \"1/s\", shared = true }}]\n[store]\nurl = \"redis://127.0.0.1:1\"\n",
         origin.url()
     ));
     assert_eq!(get(proxy.public(), "/sse/2/1").await.status, 200);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[&[&str]] = &[
     &["body", "error", "context", "entropy", "tls"],
     &["control", "metrics", "tasks"],
-    &["layers", "upstream", "stream", "access_log"],
+    &["layers", "upstream", "stream", "store", "access_log"],
     &["config"],
     &["live", "router", "stack", "explain"],
     &["snapshot"],

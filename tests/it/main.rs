@@ -56,6 +56,7 @@ mod sdk;
 mod secrets;
 mod self_test;
 mod serving;
+mod shared_limits;
 mod shedding;
 mod stall;
 mod streaming;

@@ -5,6 +5,7 @@ mod agent;
 mod listener;
 mod rate_limit;
 mod route;
+mod store;
 mod upstream;
 
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -41,8 +42,11 @@ pub(super) fn config(root: file::Root, name: &str, text: &str, cx: &mut Context<
         .filter_map(|(name, table)| upstream::settings(name, table?, zone.clone(), stream.buffer, cx))
         .collect();
 
+    let has_store = root.store.is_some();
+    let store = root.store.and_then(|table| store::settings(table, cx));
     let whole = root.upstream.whole;
-    let known = route::Known { listeners: &server.listeners, names: &names, whole, upstreams: &upstreams, stream };
+    let known =
+        route::Known { listeners: &server.listeners, names: &names, whole, upstreams: &upstreams, stream, has_store };
     let routes = route::routes(root.route.0, &known, cx);
     let used = |name: &Located<Name>| {
         routes.iter().any(|route| route.upstream(&upstreams).is_some_and(|upstream| upstream.name == name.value.0))
@@ -56,7 +60,18 @@ pub(super) fn config(root: file::Root, name: &str, text: &str, cx: &mut Context<
     let admin = root.admin.map(|table| admin::admin(table, cx));
     let secrets = Secrets::new(std::mem::take(&mut cx.secrets));
     let files = cx.files.clone();
-    Config { server, log, admin, upstreams, routes, warnings, secrets, files, effective: serde_json::Value::Null }
+    Config {
+        server,
+        log,
+        store,
+        admin,
+        upstreams,
+        routes,
+        warnings,
+        secrets,
+        files,
+        effective: serde_json::Value::Null,
+    }
 }
 
 fn server(

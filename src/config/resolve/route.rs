@@ -24,6 +24,7 @@ pub(super) struct Known<'a> {
     pub(super) whole: bool,
     pub(super) upstreams: &'a [Settings],
     pub(super) stream: Stream,
+    pub(super) has_store: bool,
 }
 
 /// All routes; with one upstream and none written, the one that leads everything there.
@@ -82,7 +83,7 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
     let matcher = matcher(table.r#match, known, cx);
     let headers =
         headers::Settings { request: edit(table.headers.request, cx), response: edit(table.headers.response, cx) };
-    let rate_limits = rate_limits(table.rate_limit, cx);
+    let rate_limits = rate_limits(table.rate_limit, known.has_store, cx);
     let fault = table.fault.as_ref().map(|table| fault(table, cx));
     let rewrite_at = table.strip_prefix.as_ref().or(table.replace_prefix.as_ref()).map(|prefix| prefix.at.clone());
     let rewrite = rewrite_at.is_some().then(|| rewrite::Settings {

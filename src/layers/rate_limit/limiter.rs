@@ -17,6 +17,7 @@ use crate::control::key_store::{Key as Hash, KeyStore, Place};
 use crate::control::surge::Raise;
 use crate::control::talkers::{Talker, Talkers};
 use crate::metrics::{Counter, Gauge, Registry};
+use crate::store::{Shared, Store};
 
 /// The live state of one limit. It outlives a reload that leaves its settings as they are.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct Limiter {
     route: Arc<str>,
     settings: Settings,
     rule: Rule,
+    /// Decides in place of the buckets.
+    shared: Option<Shared>,
     /// For each key when its bucket is full again, in the limit's own time.
     buckets: KeyStore,
     clock: Clock,
@@ -109,7 +112,9 @@ impl Limiter {
         Self {
             route: route.into(),
             rule: Rule::new(&settings),
-            buckets: KeyStore::new(settings.max_keys),
+            shared: None,
+            // Where the store decides, the buckets here are never asked.
+            buckets: KeyStore::new(if settings.shared { 1 } else { settings.max_keys }),
             clock: Clock::new(&settings.surge, wall),
             seed: RandomState::new(),
             told: Told::new(&settings),
@@ -121,6 +126,39 @@ impl Limiter {
             unsaid: AtomicU64::new(0),
             said_at: AtomicU64::new(0),
             settings,
+        }
+    }
+
+    /// Counts together with all instances that use this store.
+    #[must_use]
+    pub fn shared(mut self, store: &Arc<Store>) -> Self {
+        let labels = [("route", &*self.route), ("limit", &*self.settings.name)];
+        self.shared = Some(Shared::new(store, self.settings.shared_rule(&self.route), &labels));
+        self
+    }
+
+    /// Whether it is shared through this store, or through none.
+    #[must_use]
+    pub fn is_through(&self, store: Option<&Arc<Store>>) -> bool {
+        match (&self.shared, store) {
+            (Some(shared), Some(store)) => shared.is_through(store),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
+    /// The key of a request that cannot be decided on: the store has been asked about it.
+    pub(super) fn unknown(&self, request: &Request) -> Option<Hash> {
+        let shared = self.shared.as_ref()?;
+        let key = Hash(self.settings.by.hash(request, &self.seed));
+        let is_known = shared.is_known(key, |store| store.digest(&self.settings.by.spelled(request)));
+        (!is_known).then_some(key)
+    }
+
+    /// Waits for what the store says; not for long.
+    pub(super) async fn answered(&self, key: Hash, since: Instant) {
+        if let Some(shared) = &self.shared {
+            shared.answered(key, since).await;
         }
     }
 
@@ -149,6 +187,9 @@ impl Limiter {
     ///
     /// One of those who ask most leaves half of the bucket to the others, or takes from the share of their own too.
     pub(super) fn take(&self, asked: &Asked) -> Result<Grant, Duration> {
+        if let Some(shared) = &self.shared {
+            return shared.take(asked.key).map(|room| Grant { room, own: None });
+        }
         let now = asked.now;
         let taken = match (asked.own, &self.talk) {
             (Some(own), Some(talk)) => self
@@ -194,6 +235,9 @@ impl Limiter {
 
     /// Undoes [`Limiter::take`]: the request was refused by another limit.
     pub(super) fn give_back(&self, asked: &Asked, grant: &Grant) {
+        if let Some(shared) = &self.shared {
+            return shared.give_back(asked.key);
+        }
         self.give_back_to(&self.rule, asked.key);
         if let (Some(own), Some(talk)) = (grant.own, &self.talk) {
             self.give_back_to(&talk.rule, own);
@@ -286,7 +330,7 @@ impl Limiter {
         View {
             factor: self.clock.factor(),
             raised_for: self.clock.raised_for(now),
-            keys: self.buckets.len(),
+            keys: self.shared.as_ref().map_or_else(|| self.buckets.len(), Shared::keys),
             allowed: self.allowed.get(),
             refused: self.refused.get(),
         }

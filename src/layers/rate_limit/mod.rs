@@ -14,6 +14,7 @@
 //! | `settings.rs` | [`Settings`]: what the configuration says of a limit |
 //! | `limiter.rs` | [`Limiter`]: the live state of one limit |
 //! | `clock.rs` | the time of a limit, which passes faster while it is raised |
+//! | `shared.rs` | [`AskLayer`]: what instances share is asked for first |
 //! | `told.rs` | `RateLimit` and `RateLimit-Policy` |
 //!
 //! **Does.** Every limit of the route must have room. A request that one of them refuses takes nothing from the
@@ -49,6 +50,7 @@
 mod clock;
 mod limiter;
 mod settings;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod told;
@@ -66,6 +68,7 @@ use tower_service::Service;
 
 pub use limiter::Limiter;
 pub use settings::{Cost, Settings, TopTalkers};
+pub use shared::AskLayer;
 
 use crate::body::Watch;
 use crate::context::{Request, RequestContext, Response};

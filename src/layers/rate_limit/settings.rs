@@ -8,6 +8,7 @@ use crate::context::Key;
 use crate::control::byte_bucket::ByteBucket;
 use crate::control::gcra::{Gcra, Nanos, Room};
 use crate::control::surge::Window;
+use crate::store;
 
 /// One limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,9 @@ pub struct Settings {
     pub max_keys: usize,
     /// Whether it only counts and logs what it would have refused.
     pub dry_run: bool,
+    /// Whether all instances with the same store count together. Such a limit counts requests, and is neither raised
+    /// nor has top talkers.
+    pub shared: bool,
     /// When the rate is higher.
     pub surge: Vec<Window>,
     /// Those who ask most; none when all are equal.
@@ -61,6 +65,19 @@ pub struct TopTalkers {
 pub(super) enum Rule {
     Requests(Gcra),
     Bytes(ByteBucket),
+}
+
+impl Settings {
+    /// What instances count together of a limit of this route.
+    pub(super) fn shared_rule(&self, route: &str) -> store::Rule {
+        let amount = u32::try_from(self.amount.get()).unwrap_or(u32::MAX);
+        store::Rule {
+            name: format!("{route}:{}", self.name),
+            step: self.period / amount.max(1),
+            burst: NonZeroU32::try_from(self.burst).unwrap_or(NonZeroU32::MAX),
+            max_keys: self.max_keys,
+        }
+    }
 }
 
 impl Rule {

@@ -26,6 +26,7 @@ fn settings(by: Key, amount: u64, period: u64, burst: u64) -> Settings {
         burst: positive(burst),
         max_keys: 10_000,
         dry_run: false,
+        shared: false,
         surge: Vec::new(),
         top_talkers: None,
     }

@@ -14,6 +14,7 @@
 //! | `h2_raw.rs` | [`h2_raw::H2Raw`]: HTTP/2 frame by frame, and the functions that make frames |
 //! | `certs.rs` | [`Certs`]: an authority, a server, a client |
 //! | `metrics.rs` | [`Metrics`]: the Prometheus text, parsed |
+//! | `redis.rs` | [`Redis`]: a store that instances share, which comes and goes |
 //! | `python.rs` | the interpreter with the client libraries of other people |
 //! | `wait.rs` | [`eventually`] |
 
@@ -25,6 +26,7 @@ mod metrics;
 mod origin;
 mod proxy;
 mod python;
+mod redis;
 mod switch;
 pub(crate) mod transcript;
 mod tunnel;
@@ -39,6 +41,7 @@ pub(crate) use metrics::Metrics;
 pub(crate) use origin::{Origin, Record};
 pub(crate) use proxy::{Proxy, run};
 pub(crate) use python::python;
+pub(crate) use redis::Redis;
 pub(crate) use switch::Switch;
 pub(crate) use tunnel::Streams;
 pub(crate) use wait::{eventually, raise_file_limit};
