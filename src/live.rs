@@ -4,7 +4,8 @@
 //! | what | stays as long as | other settings |
 //! |---|---|---|
 //! | an upstream: queue, credits that are out | its name is there | are brought in force on the same object |
-//! | an endpoint: its account, what its window and the choice have learned, whether it drains | its address is there | another weight or zone changes nothing else |
+//! | an endpoint: its account, what its window and the choice have learned, whether it drains, what its checks have found | its address is there | another weight or zone changes nothing else |
+//! | the breakers of an upstream and its endpoints | their settings are equal | all begin closed |
 //! | the connections to an endpoint | whatever a connection depends on is equal, the content of TLS files included | new ones; the old serve what they have and idle no more |
 //! | a route's record: its counts | its name is there | |
 //! | a route's faults: what an operator has ordered | its name is there | what is configured is brought in force |

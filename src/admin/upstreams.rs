@@ -18,6 +18,7 @@ const COLUMNS: &[&str] = &[
     "state",
     "breaker",
     "next_trial_s",
+    "check",
     "credits_used",
     "credits_limit",
     "published",
@@ -57,6 +58,7 @@ fn row(upstream: &Upstream, state: &EndpointState, queued: usize) -> Vec<Value> 
             State::Open(wait) => seconds(wait),
             State::Closed | State::HalfOpen => Value::Null,
         },
+        state.is_down.map_or(Value::Null, |is_down| if is_down { "down" } else { "up" }.into()),
         state.unary.used.into(),
         state.unary.limit.into(),
         state.published.unary.map_or(Value::Null, Into::into),
@@ -179,10 +181,10 @@ mod tests {
         let Reply::Rows(rows) = list(&upstreams()) else { panic!("no rows") };
         assert_eq!(rows.total, 2);
         assert!(rows.cells.iter().all(|row| row.len() == COLUMNS.len()));
-        let text: Vec<_> = rows.cells[1].iter().take(11).map(Value::to_string).collect();
+        let text: Vec<_> = rows.cells[1].iter().take(12).map(Value::to_string).collect();
         assert_eq!(
             text,
-            ["\"app\"", "\"http://b:1\"", "\"serving\"", "\"closed\"", "null", "0", "3", "null", "0", "2", "0"]
+            ["\"app\"", "\"http://b:1\"", "\"serving\"", "\"closed\"", "null", "null", "0", "3", "null", "0", "2", "0"]
         );
     }
 

@@ -4,7 +4,7 @@ use http::{HeaderName, Method};
 
 use super::admin::{OpenPage, Token};
 use super::agent::AgentUrl;
-use super::breaker::Growing;
+use super::breaker::{CheckPath, Growing, Kind, Statuses};
 use super::endpoint::Listed;
 use super::faults::{Abort, Pace, Share};
 use super::limiter::{Amount, Cost, Days, Factor, Percent, Ramp, Rate, TimeOfDay};
@@ -225,6 +225,8 @@ section! {
         queue: Queue, default = {};
         /// When endpoints are left out for a while; or "off": never.
         breaker: Off<Breaker>, default = {};
+        /// Checks of each endpoint beside the requests; absent, there are none.
+        health: Health, optional;
         /// The clocks of a call.
         timeout: UpstreamTimeout, default = {};
         /// The bounds of the connection pool, per endpoint.
@@ -307,6 +309,26 @@ section! {
         open: Growing, default = "1s..60s";
         /// The share of the endpoints that is left out at once at most; one always may be, if another is well.
         max_out: Share, default = "30%";
+    }
+
+    /// Checks of each endpoint beside the requests.
+    Health "`health`" {
+        /// "http" asks for `path`, "tcp" opens a connection, "grpc" asks for `service` by grpc.health.v1.
+        kind: Located<Kind>, default = "http";
+        /// What is asked for by GET.
+        path: CheckPath, default = "/";
+        /// The statuses that are good, such as "200-299" or "200, 204".
+        expect: Statuses, default = "200-399";
+        /// The gRPC service that is asked for; empty, the server as a whole.
+        service: Free, default = "";
+        /// How often, give or take a tenth.
+        interval: Time, default = "5s";
+        /// How long an endpoint may take to answer.
+        timeout: Time, default = "1s";
+        /// So many in a row that pass bring an endpoint back.
+        healthy: Number<1, 1000>, default = 2;
+        /// So many in a row that fail take it out, unless no endpoint would be left.
+        unhealthy: Number<1, 1000>, default = 3;
     }
 
     /// The clocks of a call.

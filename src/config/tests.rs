@@ -11,8 +11,9 @@ use toml::de::{DeTable, DeValue};
 use super::decode::Decode;
 use super::*;
 use crate::context::{Key, Part};
+use crate::control::health::Thresholds;
 use crate::control::{breaker, limit};
-use crate::upstream::{Address, HostPolicy, Limit, Pool, Protocol, Queue, Scheme, Timeouts, Tls};
+use crate::upstream::{Address, CheckKind, HostPolicy, Limit, Pool, Protocol, Queue, Scheme, Timeouts, Tls};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 
@@ -108,6 +109,26 @@ fn a_breaker_is_off_or_has_its_bounds() {
     assert!(bad("\"9s..1s\"").contains("it ends before it begins"));
     assert!(bad("\"0s..1s\"").contains("it cannot begin with zero"));
     assert!(bad("5").contains("two durations such as"));
+}
+
+#[test]
+fn health_checks_are_of_three_kinds() {
+    let health = |table: &str| good(&format!("{A}health = {{ {table} }}")).upstreams[0].health.clone().unwrap();
+    let CheckKind::Http { path, expect } = health("path = \"/up?x=1\", expect = \"200-204, 404\"").kind else {
+        panic!()
+    };
+    assert_eq!((path.as_str(), expect), ("/up?x=1", vec![200..=204, 404..=404]));
+    assert_eq!(health("kind = \"tcp\"").kind, CheckKind::Tcp);
+    assert_eq!(health("kind = \"grpc\", service = \"a.B\"").kind, CheckKind::Grpc { service: "a.B".into() });
+    assert_eq!(health("").thresholds, Thresholds::default());
+    let bad =
+        |table: &str| parse(&format!("{A}health = {{ {table} }}"), "x.toml", Path::new("")).unwrap_err().to_string();
+    assert!(bad("kind = \"grpd\"").contains("grpc"));
+    assert!(bad("path = \"up\"").contains("is not a path"));
+    for expect in ["", "99", "200-", "300-200", "200;204", "600"] {
+        assert!(bad(&format!("expect = \"{expect}\"")).contains("are not statuses"), "{expect}");
+    }
+    assert!(bad("kind = \"grpc\" }\nprotocol = \"h1\"\ntimeout = { ").contains("needs HTTP/2"));
 }
 
 #[test]

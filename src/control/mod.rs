@@ -23,6 +23,7 @@
 //! | [`success_rate`] | how much of what would fail anyway is not tried |
 //! | [`windows`] | the same for all endpoints of an upstream, and who else has a say |
 //! | [`breaker`] | which endpoints are left out for a while, and when a whole upstream is |
+//! | [`health`] | whether an endpoint is up, by what its checks find |
 //! | [`report`] | nothing: it is what an attempt tells about its endpoint |
 //! | [`drain_rate`] | when a refused client should come back |
 
@@ -36,6 +37,7 @@ pub mod credits;
 pub mod drain_rate;
 pub mod frame_budget;
 pub mod gcra;
+pub mod health;
 pub mod key_store;
 pub mod lease;
 pub mod limit;

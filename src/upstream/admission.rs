@@ -14,6 +14,7 @@ use super::books::Books;
 use super::credit::Credit;
 use super::endpoint::Endpoint;
 use super::news::News;
+use super::settings::EndpointSettings;
 use crate::control::breaker;
 use crate::control::choice::View;
 use crate::control::credits::{Answer, Ask, Class, Ticket};
@@ -113,6 +114,8 @@ pub struct EndpointState {
     pub published: Caps,
     /// How its breaker is.
     pub breaker: breaker::State,
+    /// Whether its health checks condemn it; none when there are no checks.
+    pub is_down: Option<bool>,
 }
 
 /// Credits of one class of an endpoint.
@@ -170,8 +173,22 @@ impl Admission {
             streams: credits(account, Class::Stream),
             published: books.published_caps(account),
             breaker: books.breaker(account, now),
+            is_down: books.check(account),
         };
         books.members().map(state).collect()
+    }
+
+    /// What a health check of an endpoint has found, and what all of them together say.
+    pub(super) fn checked(&self, about: &EndpointSettings, has_passed: bool, is_down: bool) {
+        let is_changed = self.0.books().checked(about, has_passed, is_down, Instant::now());
+        if is_changed {
+            hand_out(&self.0);
+        }
+    }
+
+    /// Whether its health checks condemn an endpoint.
+    pub(super) fn is_down(&self, about: &EndpointSettings) -> bool {
+        self.0.books().is_down(about)
     }
 
     /// How many wait.
@@ -412,7 +429,7 @@ mod tests {
         assert_eq!((used(&admission), waiting(&admission)), (2, 1));
         settings.endpoints.clear();
         let address = Settings::for_tests().endpoints.remove(0).address;
-        settings.endpoints.push(crate::upstream::EndpointSettings::new("http://127.0.0.1:2", address));
+        settings.endpoints.push(EndpointSettings::new("http://127.0.0.1:2", address));
         settings.limit = Limit::fixed(1);
         admission.apply(&settings, endpoints(&settings));
         let third = third.await.expect("a credit of the endpoint that came");

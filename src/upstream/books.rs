@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Settings;
 use super::endpoint::Endpoint;
-use super::news::{BreakerMetrics, MOST_NEWS, News};
+use super::news::{BreakerMetrics, CheckMetrics, MOST_NEWS, News};
 use super::published::{Counts, Published};
 use super::settings::{EndpointSettings, Limit};
 use crate::control::breaker::{Breakers, Event, Left, Pass, State};
@@ -35,6 +35,7 @@ pub(super) struct Books<W> {
     breakers: Breakers,
     news: Vec<News>,
     name: Arc<str>,
+    is_checked: bool,
     limit: Limit,
     /// By account.
     members: Vec<Option<Member>>,
@@ -56,6 +57,7 @@ struct MemberMetrics {
     credits: Gauge,
     set_by: [Gauge; SetBy::ALL.len()],
     breaker: BreakerMetrics,
+    checks: CheckMetrics,
     attempts: [Counter; Verdict::FINAL.len()],
     reports: Counts,
 }
@@ -73,6 +75,7 @@ impl MemberMetrics {
                 registry.gauge("headworks_endpoint_credits_set_by", help, &labels)
             }),
             breaker: BreakerMetrics::endpoint(registry, upstream, endpoint),
+            checks: CheckMetrics::new(registry, upstream, endpoint),
             attempts: Verdict::FINAL.map(|verdict| {
                 let labels = [("upstream", upstream), ("endpoint", endpoint), ("verdict", verdict.label())];
                 let help = "Attempts by what they said about the endpoint.";
@@ -132,6 +135,7 @@ impl<W> Books<W> {
             breakers: Breakers::new(settings.breaker, Instant::now()),
             news: Vec::new(),
             name: Arc::clone(&settings.name),
+            is_checked: false,
             limit: settings.limit,
             members: Vec::new(),
             order: Vec::new(),
@@ -145,6 +149,7 @@ impl<W> Books<W> {
         let now = Instant::now();
         self.limit = settings.limit;
         self.breakers.apply(settings.breaker, now);
+        self.is_checked = settings.health.is_some();
         self.max_wait = settings.queue.timeout;
         self.ledger.set_max_waiting(settings.queue.max);
         self.ledger.set_apart(settings.limit.streams.is_some());
@@ -211,6 +216,10 @@ impl<W> Books<W> {
             let drain = member.is_draining.then_some(0);
             self.windows.cap(&mut self.ledger, account, SetBy::Drain, drain);
             self.breakers.set_draining(account, member.is_draining);
+            if !self.is_checked {
+                self.breakers.set_down(account, false, now);
+                member.metrics.checks.show(false);
+            }
             member.metrics.draining.set(i64::from(member.is_draining));
         }
         self.metrics.breaker.show(self.breakers.state(None, now));
@@ -301,6 +310,33 @@ impl<W> Books<W> {
         }
         let wait = self.breakers.shut(now)?;
         Some(ProxyError::from(Reason::BreakerOpen).retry_after(wait.mul_f64(1.0 + SPREAD * entropy::unit())))
+    }
+
+    /// What a health check of an endpoint has found. Whether there may be more free credits, or fewer.
+    pub(super) fn checked(&mut self, about: &EndpointSettings, has_passed: bool, is_down: bool, now: Instant) -> bool {
+        // The last word of a check that is no longer wanted.
+        if !self.is_checked {
+            return false;
+        }
+        let Some((account, member)) = self.find(about) else { return false };
+        member.metrics.checks.count(has_passed);
+        member.metrics.checks.show(is_down);
+        if !is_down && self.breakers.is_down(account) {
+            self.ledger.choice().come_back(account, now);
+        }
+        self.breakers.set_down(account, is_down, now);
+        self.follow(now)
+    }
+
+    /// Whether its health checks condemn an endpoint.
+    pub(super) fn is_down(&mut self, about: &EndpointSettings) -> bool {
+        let account = self.find(about).map(|(account, _)| account);
+        account.is_some_and(|account| self.breakers.is_down(account))
+    }
+
+    /// The same by account; none when there are no checks.
+    pub(super) fn check(&self, account: usize) -> Option<bool> {
+        self.is_checked.then(|| self.breakers.is_down(account))
     }
 
     /// Whether [`Books::closed`] would say something about breakers. Cheap.

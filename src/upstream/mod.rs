@@ -18,6 +18,7 @@
 //! | `answer.rs` | which answers can be read in one way only |
 //! | `hold.rs` | holds a body back until the upstream asks for it |
 //! | `failure.rs` | which [`Reason`](crate::error::Reason) a failed exchange has |
+//! | `health.rs` | asks endpoints whether they are well |
 //! | `pool/` | the endpoint's connections: idle, shared, waited for |
 //! | `handshake.rs` | starts HTTP on a stream, with bounded buffers |
 //! | `connect.rs`, `tls.rs`, `io.rs` | open the stream |
@@ -34,6 +35,7 @@ mod endpoint;
 mod failure;
 mod first_byte;
 mod handshake;
+mod health;
 mod hold;
 mod io;
 mod news;
@@ -54,7 +56,7 @@ pub use endpoint::Endpoint;
 pub use pool::PoolStats;
 pub use service::{Change, Upstream};
 pub use settings::{
-    Address, Agent, Balance, EndpointSettings, HostPolicy, Limit, Poll, Pool, Protocol, Published, Queue, Scheme,
-    Settings, Timeouts, Tls,
+    Address, Agent, Balance, CheckKind, EndpointSettings, HealthCheck, HostPolicy, Limit, Poll, Pool, Protocol,
+    Published, Queue, Scheme, Settings, Timeouts, Tls,
 };
 pub use tls::ClientError;

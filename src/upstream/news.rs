@@ -1,4 +1,4 @@
-//! What the breakers of an upstream do, told to operators: in the log and in metrics.
+//! What the breakers and health checks of an upstream do, told to operators: in the log and in metrics.
 
 use std::sync::Arc;
 
@@ -87,5 +87,37 @@ impl BreakerMetrics {
                 counter.inc();
             }
         }
+    }
+}
+
+/// The metrics of the health checks of an endpoint.
+#[derive(Debug)]
+pub(super) struct CheckMetrics {
+    down: Gauge,
+    passed: Counter,
+    failed: Counter,
+}
+
+impl CheckMetrics {
+    pub(super) fn new(registry: &Registry, upstream: &str, endpoint: &str) -> Self {
+        let count = |result| {
+            let labels = [("upstream", upstream), ("endpoint", endpoint), ("result", result)];
+            registry.counter("headworks_endpoint_checks_total", "Health checks that are over.", &labels)
+        };
+        let help = "1 while its health checks condemn the endpoint.";
+        let labels = [("upstream", upstream), ("endpoint", endpoint)];
+        Self {
+            down: registry.gauge("headworks_endpoint_down", help, &labels),
+            passed: count("passed"),
+            failed: count("failed"),
+        }
+    }
+
+    pub(super) fn show(&self, is_down: bool) {
+        self.down.set(i64::from(is_down));
+    }
+
+    pub(super) fn count(&self, has_passed: bool) {
+        if has_passed { &self.passed } else { &self.failed }.inc();
     }
 }

@@ -7,6 +7,7 @@ use arc_swap::ArcSwapOption;
 use super::admission::EndpointState;
 use super::agent::{self, Asker};
 use super::endpoint::{Endpoint, Recipe};
+use super::health::{self, Check};
 use super::{Admission, ClientError, Settings};
 use crate::context::{Key, Request};
 use crate::metrics::Registry;
@@ -21,6 +22,7 @@ pub struct Upstream {
     name: Arc<str>,
     pub(super) admission: Admission,
     agents: Mutex<Vec<Asker>>,
+    checks: Mutex<Vec<Check>>,
     /// What goes to the same endpoint.
     by: ArcSwapOption<Key>,
 }
@@ -31,6 +33,7 @@ pub struct Change {
     settings: Settings,
     endpoints: Vec<Arc<Endpoint>>,
     agents: Vec<Option<Asker>>,
+    checks: Vec<Option<Check>>,
 }
 
 impl Upstream {
@@ -40,17 +43,24 @@ impl Upstream {
         let endpoints = settings.endpoints.iter().map(|endpoint| Endpoint::new(settings, endpoint));
         let admission = Admission::new(settings, endpoints.collect::<Result<_, _>>()?, registry);
         let agents = agent::prepare(settings, &[])?.into_iter().flatten().collect();
+        let checks = health::prepare(settings, &[])?.into_iter().flatten().collect();
+        let (agents, checks) = (Mutex::new(agents), Mutex::new(checks));
         let by = ArcSwapOption::from_pointee(settings.balance.by.clone());
-        Ok(Self { name: Arc::clone(&settings.name), admission, agents: Mutex::new(agents), by })
+        Ok(Self { name: Arc::clone(&settings.name), admission, agents, checks, by })
     }
 
-    /// Begins to ask the agents, if there are any.
+    /// Begins to ask the agents, if there are any, and to check the endpoints, if that is wanted.
     pub fn start(&self) {
         self.agents().iter_mut().for_each(|agent| agent.start(&self.admission));
+        self.checks().iter_mut().for_each(|check| check.start(&self.admission));
     }
 
     fn agents(&self) -> MutexGuard<'_, Vec<Asker>> {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn checks(&self) -> MutexGuard<'_, Vec<Check>> {
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Builds what other settings need, and changes nothing.
@@ -68,16 +78,20 @@ impl Upstream {
         });
         let endpoints = endpoints.collect::<Result<_, _>>()?;
         let agents = agent::prepare(settings, &self.agents())?;
-        Ok(Change { endpoints, agents, settings: settings.clone() })
+        let checks = health::prepare(settings, &self.checks())?;
+        Ok(Change { endpoints, agents, checks, settings: settings.clone() })
     }
 
     /// Brings other settings in force.
     pub fn apply(&self, change: Change) {
-        let Change { settings, endpoints, agents } = change;
+        let Change { settings, endpoints, agents, checks } = change;
         self.by.store(settings.balance.by.clone().map(Arc::new));
         self.admission.apply(&settings, endpoints);
         let mut running = self.agents();
         *running = agent::merge(&settings, std::mem::take(&mut *running), agents);
+        drop(running);
+        let mut running = self.checks();
+        *running = health::merge(&settings, std::mem::take(&mut *running), checks);
         drop(running);
         self.start();
     }
@@ -88,6 +102,7 @@ impl Upstream {
             endpoint.client().set_closing(true);
         }
         self.agents().clear();
+        self.checks().clear();
     }
 
     /// Its name.

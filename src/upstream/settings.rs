@@ -3,6 +3,7 @@
 use std::fmt;
 use std::hash::Hasher as _;
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use http::uri::{Authority, PathAndQuery};
 
 use crate::context::{Key, Steady};
+use crate::control::health::Thresholds;
 use crate::control::{breaker, choice, limit};
 
 /// One upstream: a named pool of endpoints that serve the same thing.
@@ -35,6 +37,8 @@ pub struct Settings {
     pub queue: Queue,
     /// When endpoints are left out, and for how long; none: never.
     pub breaker: Option<breaker::Settings>,
+    /// How endpoints are asked whether they are well; none: they are not.
+    pub health: Option<HealthCheck>,
     /// The clocks of a call.
     pub timeout: Timeouts,
     /// Bounds of the connection pool, per endpoint.
@@ -208,6 +212,38 @@ pub struct Poll {
     pub about: Vec<Address>,
 }
 
+/// Active checks of each endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What is asked.
+    pub kind: CheckKind,
+    /// How often, give or take a tenth.
+    pub interval: Duration,
+    /// How long an endpoint may take to answer.
+    pub timeout: Duration,
+    /// How many checks prove something.
+    pub thresholds: Thresholds,
+}
+
+/// What a health check asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckKind {
+    /// For a path, by GET.
+    Http {
+        /// The path.
+        path: PathAndQuery,
+        /// The statuses that are good.
+        expect: Vec<RangeInclusive<u16>>,
+    },
+    /// For a connection, with TLS where the endpoint uses it.
+    Tcp,
+    /// For a service, by grpc.health.v1.
+    Grpc {
+        /// Its name; empty for the server as a whole.
+        service: Arc<str>,
+    },
+}
+
 /// The waiting queue of an upstream, in front of all its endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queue {
@@ -314,6 +350,7 @@ impl Settings {
             published: Published::default(),
             queue: Queue::default(),
             breaker: Some(breaker::Settings::default()),
+            health: None,
             timeout: Timeouts::default(),
             pool: Pool::default(),
             tls: Tls::default(),

@@ -87,6 +87,7 @@ pub(super) fn settings(address: Address) -> Settings {
         published: Published::default(),
         queue: Queue::default(),
         breaker: None,
+        health: None,
         timeout: Timeouts { connect: Duration::from_secs(5), ..Timeouts::default() },
         pool: Pool { idle_timeout: Duration::from_secs(30), ..Pool::default() },
         tls: Tls::default(),

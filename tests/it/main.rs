@@ -44,6 +44,7 @@ mod floods_beside;
 mod floors;
 mod forwarding;
 mod grpc;
+mod health;
 mod isolation;
 mod memory;
 mod metrics;

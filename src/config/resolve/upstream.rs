@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::num::NonZeroUsize;
 
 use crate::config::HostPattern;
+use crate::config::breaker::Kind;
 use crate::config::decode::Context;
 use crate::config::endpoint::Listed;
 use crate::config::error::{Problem, quote};
@@ -12,9 +13,11 @@ use crate::config::file;
 use crate::config::values::{Located, Many, Name, Tried};
 use crate::config::window::{Algorithm, InFlight};
 use crate::control::choice::{self, Policy};
+use crate::control::health::Thresholds;
 use crate::control::{breaker, limit};
 use crate::upstream::{
-    Address, Balance, EndpointSettings, Limit, Pool, Protocol, Queue, Scheme, Settings, Timeouts, Tls,
+    Address, Balance, CheckKind, EndpointSettings, HealthCheck, Limit, Pool, Protocol, Queue, Scheme, Settings,
+    Timeouts, Tls,
 };
 
 use super::count;
@@ -47,6 +50,7 @@ pub(super) fn settings(
         published,
         queue: Queue { max: usize::try_from(table.queue.max.0).unwrap_or(0), timeout: table.queue.timeout.0 },
         breaker: table.breaker.0.as_ref().map(breaker),
+        health: table.health.map(|health| self::health(health, table.protocol.value, cx)),
         timeout: Timeouts {
             connect: table.timeout.connect.0,
             first_byte: table.timeout.first_byte.0,
@@ -70,6 +74,24 @@ fn breaker(table: &file::Breaker) -> breaker::Settings {
     // A share counts millionths.
     let max_out = (max_out.0.get() / 10_000).max(1);
     breaker::Settings { failures: failures.0, shortest: open.from, longest: open.to, max_out }
+}
+
+fn health(table: file::Health, protocol: Protocol, cx: &mut Context<'_>) -> HealthCheck {
+    let kind = match table.kind.value {
+        Kind::Http => CheckKind::Http { path: table.path.0, expect: table.expect.0 },
+        Kind::Tcp => CheckKind::Tcp,
+        Kind::Grpc => CheckKind::Grpc { service: table.service.0 },
+    };
+    if table.kind.value == Kind::Grpc && protocol == Protocol::Http1 {
+        let problem = Problem::new("a check by gRPC needs HTTP/2, but the upstream's protocol is \"h1\"");
+        cx.found.error(&table.kind.at, problem.hint("check by \"http\" or \"tcp\""));
+    }
+    HealthCheck {
+        kind,
+        interval: table.interval.0,
+        timeout: table.timeout.0,
+        thresholds: Thresholds { healthy: table.healthy.0, unhealthy: table.unhealthy.0 },
+    }
 }
 
 fn limit(table: file::Limit, most: Option<NonZeroUsize>, cx: &mut Context<'_>) -> Limit {

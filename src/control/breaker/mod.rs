@@ -151,6 +151,12 @@ impl Breakers {
         self.refresh();
     }
 
+    /// What it said last.
+    #[must_use]
+    pub fn is_down(&self, account: usize) -> bool {
+        self.members.get(account).and_then(Option::as_ref).is_some_and(|member| member.is_down)
+    }
+
     /// Time has passed. Cheap while nothing is due.
     pub fn look(&mut self, now: Instant) {
         if self.next.is_none_or(|next| now < next) {

@@ -17,7 +17,7 @@ pub mod fields;
 pub mod heard;
 pub mod orca;
 pub mod steer;
-mod wire;
+pub(super) mod wire;
 
 use std::fmt;
 use std::time::Duration;

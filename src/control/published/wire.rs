@@ -63,7 +63,7 @@ pub(super) fn put_bytes(message: &mut Vec<u8>, number: u8, bytes: &[u8]) {
 
 /// A value on the wire.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Value<'a> {
+pub(in crate::control) enum Value<'a> {
     Varint(u64),
     Double(f64),
     Bytes(&'a [u8]),
@@ -72,7 +72,7 @@ pub(super) enum Value<'a> {
 }
 
 /// The next field of a message: its number, its value, and what follows.
-pub(super) fn field(bytes: &[u8]) -> Result<(u64, Value<'_>, &[u8]), Fault> {
+pub(in crate::control) fn field(bytes: &[u8]) -> Result<(u64, Value<'_>, &[u8]), Fault> {
     let (key, rest) = varint(bytes)?;
     let (value, rest) = match key & 7 {
         0 => {
