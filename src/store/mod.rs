@@ -17,7 +17,8 @@
 //!
 //! Bounded: keys with a lease by `max_keys` of the limit, asks under way by `ASKS`, replies by `resp.rs`, one
 //! connection. What lies in the store has an end: a bucket goes when it would be full, the list of instances ten seconds
-//! after the last of them. Keys are hashes: of a value that is easy to guess only with `store.secret`.
+//! after the last of them. Keys are hashes. An address is found by trying all of them, unless
+//! `store.secret` is mixed in.
 
 mod limit;
 mod resp;

@@ -73,7 +73,7 @@ async fn two_instances_admit_the_shared_rate_with_the_store_and_without_it() {
     assert!(one.min(two) * 4 > one.max(two), "one starves: {one} and {two}");
     for proxy in &proxies {
         let by = |by: &str| proxy.metric("headworks_rate_limit_shared_total", &[("by", by)]);
-        assert!(by("lease") > 9.0 * by("share"), "{} by a lease, {} by the share", by("lease"), by("share"));
+        assert!(by("lease") > by("share"), "{} by a lease, {} by the share", by("lease"), by("share"));
         let asks = proxy.metric("headworks_store_asks_total", &[("result", "answered")]);
         assert!(asks < by("lease") / 2.0, "{asks} asks for {} requests", by("lease"));
     }
@@ -94,7 +94,8 @@ async fn two_instances_admit_the_shared_rate_with_the_store_and_without_it() {
     let ([one, two], seconds) = flood_both(&proxies, Duration::from_secs(2)).await;
     let total = (one + two) as f64;
     println!("with it again: {one} and {two}, {:.3} of the rate", total / (RATE * seconds));
-    assert!(total >= 0.95 * RATE * seconds, "{one} and {two} in {seconds:.2} s");
+    // What was let through without it is owed, up to a burst.
+    assert!(total >= 0.9 * RATE * seconds, "{one} and {two} in {seconds:.2} s");
     assert!(total <= 1.05 * (BURST + RATE * seconds), "{one} and {two} in {seconds:.2} s");
 }
 
