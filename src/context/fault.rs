@@ -45,6 +45,12 @@ impl Done {
         self.0.fetch_or(1 << fault as u8, Relaxed);
     }
 
+    /// Whether this one was done.
+    #[must_use]
+    pub fn has(&self, fault: Fault) -> bool {
+        self.0.load(Relaxed) & (1 << fault as u8) != 0
+    }
+
     /// Their names, joined by `+`; none when nothing was done to it.
     #[must_use]
     pub fn names(&self) -> Option<impl fmt::Display> {
@@ -78,5 +84,6 @@ mod tests {
         faults.note(Fault::Delay);
         faults.note(Fault::Delay);
         assert_eq!(faults.names().expect("two").to_string(), "delay+stall");
+        assert!(faults.has(Fault::Stall) && !faults.has(Fault::Abort));
     }
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::Body as _;
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
@@ -90,7 +90,7 @@ impl<F: Future<Output = Result<Response, ProxyError>>> Future for Publishing<F> 
                 let report = this.source.pressure(kind != Kind::Unary);
                 // This one has waited for as long as it has, whatever the next one will.
                 let report = LoadReport { queue_delay: waited.or(report.queue_delay), ..report };
-                write(&report, response.headers_mut());
+                replace(response.headers_mut(), fields::write(&report).into_iter().flatten());
                 if is_grpc(response.headers()) && !response.body().is_end_stream() {
                     let source = Arc::clone(this.source);
                     response.body_mut().watch_in_place(Box::new(AtTheEnd { source, waited }));
@@ -117,17 +117,16 @@ impl Watch for AtTheEnd {
     fn trailers(&mut self, trailers: &mut HeaderMap) {
         let report = self.source.pressure(true);
         let report = LoadReport { queue_delay: self.waited.or(report.queue_delay), ..report };
-        if let Some((name, value)) = fields::write_trailer(&report) {
-            trailers.insert(name, value);
-        }
+        replace(trailers, fields::write_trailer(&report));
     }
 }
 
-fn write(report: &LoadReport, headers: &mut HeaderMap) {
+/// In place of what an upstream says of itself, in whatever form.
+fn replace(headers: &mut HeaderMap, said: impl IntoIterator<Item = (HeaderName, HeaderValue)>) {
     if fields::is_there(headers) {
         fields::remove(headers);
     }
-    for (name, value) in fields::write(report).into_iter().flatten() {
+    for (name, value) in said {
         headers.insert(name, value);
     }
 }
@@ -188,7 +187,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_grpc_call_says_it_at_its_end_too() {
-        let trailers = HeaderMap::from_iter([("grpc-status".parse().expect("a name"), "0".parse().expect("a value"))]);
+        let said = [("grpc-status", "0"), ("endpoint-load-metrics", "TEXT eps=1"), ("x-headworks-credit", "3")];
+        let said = said.map(|(name, value)| (name.parse().expect("a name"), value.parse().expect("a value")));
+        let trailers = HeaderMap::from_iter(said);
         let frame = http_body::Frame::<Bytes>::trailers(trailers);
         let frames = futures_util::stream::iter([Ok::<_, std::io::Error>(frame)]);
         let mut response = Response::new(Body::boxed(http_body_util::StreamBody::new(frames)));

@@ -4,7 +4,7 @@
 //! `priority`, the urgency of RFC 9218, where 0 to 2 are critical, 3 is the default, and 4 to 7 background): who is
 //! trusted, by its address or by a key that it shows, may raise it so, and anybody may lower it. A trusted proxy is not
 //! trusted here: it passes on what its own clients say. No field makes a request `protected`: only its route does, or
-//! that it is a health check of gRPC.
+//! that it is a health check of gRPC. Anybody can write one of those, so only some of them in each second are.
 //!
 //! Refuses nothing. Stands above everything that may refuse by class.
 //!
@@ -14,20 +14,28 @@
 //! ```
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
+use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::body::kind::is_grpc;
 use crate::context::{Priority, Request, RequestContext};
+use crate::control::gcra::{Gcra, nanos};
 
 static URGENCY: HeaderName = HeaderName::from_static("priority");
-/// `grpc.health.v1`, as a path.
-const HEALTH: &str = "/grpc.health.v1.Health/";
+/// A question of `grpc.health.v1`. To watch a service, which lasts, is a call like others.
+const CHECK: &str = "/grpc.health.v1.Health/Check";
+/// Checks of a route that are protected, at once and in each second: more than its balancers send, and too few to be in
+/// anybody's way.
+const CHECKS: NonZeroU32 = NonZeroU32::MIN.saturating_add(49);
 
 /// How much the requests of a route matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,15 +76,19 @@ impl Trusted {
 
 /// See the module's text.
 #[derive(Clone, Debug)]
-pub struct PriorityLayer {
-    settings: Arc<Settings>,
+pub struct PriorityLayer(Arc<Rule>);
+
+#[derive(Debug)]
+struct Rule {
+    settings: Settings,
+    checks: Checks,
 }
 
 impl PriorityLayer {
     /// A layer that goes by these settings.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings: Arc::new(settings) }
+        Self(Arc::new(Rule { settings, checks: Checks::new(Instant::now()) }))
     }
 }
 
@@ -84,7 +96,7 @@ impl<S> Layer<S> for PriorityLayer {
     type Service = Prioritised<S>;
 
     fn layer(&self, inner: S) -> Prioritised<S> {
-        Prioritised { inner, settings: Arc::clone(&self.settings) }
+        Prioritised { inner, rule: Arc::clone(&self.0) }
     }
 }
 
@@ -92,7 +104,7 @@ impl<S> Layer<S> for PriorityLayer {
 #[derive(Clone, Debug)]
 pub struct Prioritised<S> {
     inner: S,
-    settings: Arc<Settings>,
+    rule: Arc<Rule>,
 }
 
 impl<S: Service<Request>> Service<Request> for Prioritised<S> {
@@ -106,7 +118,7 @@ impl<S: Service<Request>> Service<Request> for Prioritised<S> {
 
     fn call(&mut self, request: Request) -> S::Future {
         if let Some(context) = request.extensions().get::<RequestContext>() {
-            let priority = self.settings.of(&request, context.client());
+            let priority = self.rule.of(&request, context);
             if priority != Priority::default() {
                 context.set_priority(priority);
             }
@@ -115,12 +127,38 @@ impl<S: Service<Request>> Service<Request> for Prioritised<S> {
     }
 }
 
-impl Settings {
-    fn of(&self, request: &Request, client: Option<IpAddr>) -> Priority {
-        let headers = request.headers();
-        if request.uri().path().starts_with(HEALTH) && is_grpc(headers) {
+impl Rule {
+    fn of(&self, request: &Request, context: &RequestContext) -> Priority {
+        let is_check = request.uri().path() == CHECK && is_grpc(request.headers());
+        if is_check && self.checks.take(context.received_at()) {
             return Priority::Protected;
         }
+        self.settings.of(request.headers(), context.client())
+    }
+}
+
+/// How many health checks are protected just now.
+#[derive(Debug)]
+struct Checks {
+    rule: Gcra,
+    began: Instant,
+    /// In nanoseconds since it began.
+    full_at: AtomicU64,
+}
+
+impl Checks {
+    fn new(now: Instant) -> Self {
+        Self { rule: Gcra::new(Duration::from_secs(1) / CHECKS.get(), CHECKS), began: now, full_at: AtomicU64::new(0) }
+    }
+
+    fn take(&self, now: Instant) -> bool {
+        let now = nanos(now.saturating_duration_since(self.began));
+        self.full_at.fetch_update(Relaxed, Relaxed, |full_at| self.rule.take(full_at, now).ok()).is_ok()
+    }
+}
+
+impl Settings {
+    fn of(&self, headers: &HeaderMap, client: Option<IpAddr>) -> Priority {
         match self.header.as_ref().and_then(|name| asked(headers, name)) {
             Some(asked) if asked <= self.class || self.trusted.contains(client, headers) => asked,
             _ => self.class,
@@ -154,6 +192,8 @@ fn urgency(line: &[u8]) -> Option<Priority> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::{Connection, RequestId};
+    use std::time::SystemTime;
 
     fn client(address: Option<&str>) -> Option<IpAddr> {
         address.map(|address| address.parse().expect("an address"))
@@ -182,7 +222,7 @@ mod tests {
     #[test]
     fn strangers_may_lower_their_class_and_not_raise_it() {
         let settings = settings(Priority::Default, "x-priority");
-        let of = |peer, value| settings.of(&request("/", &[("x-priority", value)]), client(peer));
+        let of = |peer, value| settings.of(request("/", &[("x-priority", value)]).headers(), client(peer));
         for (value, strangers, friends) in [
             ("background", Priority::Background, Priority::Background),
             (" Critical ", Priority::Default, Priority::Critical),
@@ -199,7 +239,7 @@ mod tests {
     fn a_key_raises() {
         let settings = settings(Priority::Background, "x-priority");
         let wish = ("x-priority", "critical");
-        let of = |fields: &[_]| settings.of(&request("/", fields), client(STRANGER));
+        let of = |fields: &[_]| settings.of(request("/", fields).headers(), client(STRANGER));
         assert_eq!(of(&[wish]), Priority::Background);
         assert_eq!(of(&[wish, ("x-key", "s3cret")]), Priority::Critical);
         assert_eq!(of(&[wish, ("x-key", "guess")]), Priority::Background);
@@ -222,17 +262,27 @@ mod tests {
             ("i", Priority::Critical),
         ] {
             let request = request("/", &[("priority", value)]);
-            assert_eq!(settings.of(&request, client(STRANGER)), expected, "{value}");
+            assert_eq!(settings.of(request.headers(), client(STRANGER)), expected, "{value}");
         }
     }
 
-    #[test]
-    fn health_checks_of_grpc_are_protected() {
-        let settings = Settings::default();
-        let call = ("content-type", "application/grpc");
-        let of = |path, fields: &[_]| settings.of(&request(path, fields), client(STRANGER));
-        assert_eq!(of("/grpc.health.v1.Health/Check", &[call]), Priority::Protected);
-        assert_eq!(of("/grpc.health.v1.Health/Check", &[]), Priority::Default);
-        assert_eq!(of("/grpc.health.v1.Healthy/Check", &[call]), Priority::Default);
+    #[tokio::test(start_paused = true)]
+    async fn health_checks_of_grpc_are_protected_while_they_are_few() {
+        let layer = PriorityLayer::new(Settings::default());
+        let of = |path, content_type| {
+            let connection = Arc::new(Connection::new("test".into(), None, None, false, Duration::ZERO));
+            let context = RequestContext::new(RequestId::new(SystemTime::UNIX_EPOCH, 1), connection, None);
+            layer.0.of(&request(path, &[("content-type", content_type)]), &context)
+        };
+        let check = || of(CHECK, "application/grpc");
+        assert_eq!(of(CHECK, "text/plain"), Priority::Default);
+        assert_eq!(of("/grpc.health.v1.Healthy/Check", "application/grpc"), Priority::Default);
+        assert_eq!(of("/grpc.health.v1.Health/Watch", "application/grpc"), Priority::Default);
+        let protected = |count: usize| (0..count).filter(|_| check() == Priority::Protected).count();
+        assert_eq!(protected(1000), 50, "who sends more does not check");
+        tokio::time::advance(Duration::from_millis(100)).await;
+        assert_eq!(protected(1000), 5);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(protected(1000), 50);
     }
 }

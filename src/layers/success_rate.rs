@@ -3,8 +3,9 @@
 //!
 //! A request has failed when its answer is a 5xx or a 429, when a gRPC call has its failure in the head, and when there
 //! was no head at all; what the proxy refused by itself, and what its client gave up, tells nothing about the service.
-//! Refuses with `low_success_rate` (503), protected requests never. Stands above the deadline, whose end is a failure
-//! like another.
+//! So does a time that the client has set: who sets it too short must not make others be turned away. Refuses with
+//! `low_success_rate` (503), protected requests never. Stands above the deadline, since the end of the route's own time
+//! is a failure like another.
 //!
 //! ```toml
 //! [[route]]
@@ -141,6 +142,7 @@ fn went_well(outcome: &Result<Response, ProxyError>) -> Option<bool> {
             let has_failed = matches!(grpc, Some(b"4" | b"8" | b"13" | b"14"));
             Some(!(status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS || has_failed))
         }
+        Err(error) if error.reason == Reason::DeadlineExceeded => None,
         Err(error) if error.reason.exit() == Exit::Failed => Some(false),
         Err(_) => None,
     }
@@ -192,8 +194,11 @@ mod tests {
             assert!(is_refused || refused == 0, "{outcome}: {refused}");
         }
         let failed = run(&outcomes(), 500, Priority::Default, || Err(Reason::ConnectFailed.into())).await;
-        let refused = run(&outcomes(), 500, Priority::Default, || Err(Reason::QueueFull.into())).await;
-        assert!(failed > 300 && refused == 0, "{failed} and {refused}");
+        assert!(failed > 300, "{failed}");
+        for reason in [Reason::QueueFull, Reason::DeadlineExceeded, Reason::DeadlinePassed] {
+            let refused = run(&outcomes(), 500, Priority::Default, || Err(reason.into())).await;
+            assert_eq!(refused, 0, "{reason} is not what the service does");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ use crate::support::h2_raw::{H2Raw, headers, request as head};
 use crate::support::{Answer, Origin, Proxy, empty, eventually, h1, h2, request};
 
 const SOON: Duration = Duration::from_secs(5);
+const CHECK: &str = "/grpc.health.v1.Health/Check";
 
 async fn ask(proxy: &Proxy, path: &str, fields: &[(&'static str, &str)]) -> Answer {
     let mut request = request("GET", proxy.public(), path, empty());
@@ -58,7 +59,7 @@ async fn the_last_of_the_memory_is_for_what_matters_most() {
                 assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1, "{answer:?}");
             }
         }
-        let check = ask_h2(&proxy, "/grpc.health.v1.Health/Check", &health).await;
+        let check = ask_h2(&proxy, CHECK, &health).await;
         assert_eq!((check.status.as_u16(), check.header("grpc-status")), (200, ""), "at {percent} %: {check:?}");
     }
 }
@@ -69,6 +70,22 @@ async fn ask_h2(proxy: &Proxy, path: &str, fields: &[(&'static str, &str)]) -> A
         request.headers_mut().append(*name, value.parse().unwrap());
     }
     Answer::of(h2(proxy.public(), 1 << 16).await.send_request(request).await.unwrap()).await.unwrap()
+}
+
+#[tokio::test]
+async fn who_sends_many_health_checks_is_not_checking() {
+    let origin = Origin::h2c();
+    let proxy = small(&origin, "overload.memory = \"0.1%\"", "priority = \"background\"");
+    let (client, began) = (h2(proxy.public(), 1 << 16).await, Instant::now());
+    let checks = (0..300).map(|_| {
+        let (mut client, mut check) = (client.clone(), request("POST", proxy.public(), CHECK, empty()));
+        check.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        async move { Answer::of(client.send_request(check).await.unwrap()).await.unwrap() }
+    });
+    let answers = checks.collect::<tokio::task::JoinSet<_>>().join_all().await;
+    let passed = answers.iter().filter(|answer| answer.header("grpc-status").is_empty()).count();
+    let most = 51.0 + 50.0 * began.elapsed().as_secs_f64();
+    assert!(passed >= 50 && (passed as f64) < most, "{passed} passed, of {most} at the most");
 }
 
 #[tokio::test]

@@ -71,7 +71,7 @@ pub use settings::{Cost, Settings, TopTalkers};
 pub use shared::AskLayer;
 
 use crate::body::Watch;
-use crate::context::{Request, RequestContext, Response};
+use crate::context::{Fault, Request, RequestContext, Response};
 use crate::control::gcra::Room;
 use crate::control::surge::Permille;
 use crate::entropy;
@@ -180,9 +180,12 @@ impl Watch for Charge {
 }
 
 /// Takes one request from every limit, or from none. The request counts for the time of its receipt, which is known
-/// already.
+/// already; one that was delayed on purpose for the time at which it comes here, or those that were not would leave it
+/// nothing.
 fn admit(limits: &[Arc<Limiter>], request: &Request) -> Result<Admitted, ProxyError> {
-    let now = request.extensions().get().map_or_else(Instant::now, RequestContext::received_at);
+    let context = request.extensions().get::<RequestContext>();
+    let in_time = context.filter(|context| !context.notes().faults.has(Fault::Delay));
+    let now = in_time.map_or_else(Instant::now, RequestContext::received_at);
     if let [limit] = limits {
         return admit_by_one(limit, request, now);
     }

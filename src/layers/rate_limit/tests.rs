@@ -413,6 +413,17 @@ async fn top_talkers_are_known_by_a_number_where_they_are_secret() {
     assert!(top.iter().all(|talker| talker.label.starts_with("header:authorization=#")), "{top:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_was_delayed_on_purpose_is_not_judged_as_of_its_receipt() {
+    let limits = [limiter(settings(Key::default(), 1, 1, 1))];
+    let (delayed, second) = (from(None), Duration::from_secs(1));
+    delayed.extensions().get::<RequestContext>().expect("a context").notes().faults.note(Fault::Delay);
+    tokio::time::advance(5 * second).await;
+    send(&limits, from(None)).await.expect("room");
+    tokio::time::advance(second).await;
+    send(&limits, delayed).await.expect("there is room again");
+}
+
 /// In a process of its own, whose memory nobody else uses.
 #[test]
 fn five_million_keys_leave_memory_flat() {
