@@ -88,6 +88,14 @@ reasons! {
     QueueTimeout      = 503, "queue_timeout",      "connection_limit_reached",    Refused, false, "The service is at its capacity and no place came free in time.";
     /// The time that the client allows was over before an upstream was asked.
     DeadlinePassed    = 504, "deadline_passed",    "http_request_denied",         Refused, false, "The time that the request allows was over before it could be served.";
+    /// More comes than is served, and the request waited longer than would help anybody.
+    QueueShed         = 503, "queue_shed",         "connection_limit_reached",    Refused, false, "The service is overloaded; this request had to make room.";
+    /// The request waited, and another got its place.
+    QueueDropped      = 503, "queue_dropped",      "connection_limit_reached",    Refused, false, "The service is at its capacity; this request had to make room.";
+    /// The request waited, and a newer one of the same key got its place.
+    QueueReplaced     = 503, "queue_replaced",     "connection_limit_reached",    Refused, false, "A newer request has taken the place of this one.";
+    /// By the request's own deadline no answer can be there.
+    DeadlineUnmeetable = 503, "deadline_unmeetable", "connection_limit_reached",  Refused, false, "The service is too busy to answer within the time that the request has.";
     /// The request has passed this program too often.
     LoopDetected      = 508, "loop_detected",      "proxy_loop_detected",         Refused, false, "The request runs in a circle.";
     /// No endpoint of the upstream can take a request.

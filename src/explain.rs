@@ -16,6 +16,7 @@ use crate::context::Key;
 use crate::control::allowance::{Field, Fields};
 use crate::control::choice::Policy;
 use crate::control::limit;
+use crate::control::queue::{Order, Tenancy};
 use crate::control::surge::Window;
 use crate::layers::fault;
 use crate::layers::headers::Edit;
@@ -243,9 +244,20 @@ fn admission(page: &mut Page, upstream: &upstream::Settings, show: &impl Fn(&str
         Some(streams) => format!("{streams} for each endpoint, apart"),
         None => "count as requests in flight".to_owned(),
     };
-    let queue = match upstream.queue.max {
+    let queue = match upstream.queue.rules.max {
         0 => "none, refused at once".to_owned(),
-        max => format!("{max} at most, {} each", show_duration(upstream.queue.timeout)),
+        max => {
+            let rules = &upstream.queue.rules;
+            let order = match rules.order {
+                Order::Fifo => "first come, first served",
+                Order::Lifo => "the newest first",
+                Order::Priority => "by priority",
+                Order::Deadline => "by deadline",
+                Order::Fair => "fair among keys",
+            };
+            let apart = if matches!(rules.tenancy, Tenancy::Partitions(_)) { ", in partitions" } else { "" };
+            format!("{max} at most, {} each, {order}{apart}", show_duration(rules.timeout))
+        }
     };
     let in_flight = match upstream.limit.in_flight {
         limit::Settings::Fixed(number) => format!("{number} for each endpoint"),

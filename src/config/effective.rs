@@ -125,7 +125,8 @@ mod tests {
     #[test]
     fn every_key_has_its_value() {
         let tree = tree("[upstream.app]\nendpoints = 'http://a:1'\nqueue.max = 7\n[stream]\nbuffer = '32KiB'\n");
-        assert_eq!(tree["upstream"]["app"]["queue"], json!({ "max": 7, "timeout": "1s" }));
+        let queue = &tree["upstream"]["app"]["queue"];
+        assert_eq!((&queue["max"], &queue["timeout"], &queue["by"]), (&json!(7), &json!("1s"), &Value::Null));
         assert_eq!(tree["upstream"]["app"]["endpoints"], json!([{ "url": "http://a:1", "weight": 1, "zone": null }]));
         assert_eq!(tree["stream"]["buffer"], "32KiB");
         assert_eq!(tree["server"]["timeout"]["header"], "10s");

@@ -16,11 +16,13 @@ use super::values::{
     File, Flag, Free, Located, Many, Name, Named, Number, Off, OrAuto, OrOff, Size, Tables, Time, Tried, Wait,
 };
 use super::web::{FieldTest, FieldValue, Fields, Level, Prefix, Switch, Target};
+use super::weights::Weights;
 use super::window::{Algorithm, InFlight};
 use super::{AccessLog, HostPattern, PathPattern};
 use crate::context::{Key, Priority};
 use crate::control::allowance::Field as TimeField;
 use crate::control::choice::Policy;
+use crate::control::queue::{DropPolicy, Order};
 use crate::upstream::{EndpointSettings, HostPolicy, Protocol};
 
 const KIB: u64 = 1 << 10;
@@ -296,9 +298,25 @@ section! {
     /// The waiting queue in front of all endpoints.
     Queue "`queue`" {
         /// How many may wait; 0 refuses at once when all credits are taken.
-        max: Number<0, 1_000_000>, default = 256;
+        max: Number<0, 1_000_000>, default = 1024;
+        /// Bytes that the heads of those who wait may hold together; bodies are not read before.
+        max_bytes: Size<{ 8 * KIB }, TIB>, default = "16MiB";
         /// How long one may wait.
         timeout: Wait, default = "1s";
+        /// Who is next: "fifo", "lifo", by "priority", by "deadline", or "fair" among keys.
+        order: Order, default = "fifo";
+        /// Who goes when there is no place: the newest, the oldest, the lowest, or one of the same key.
+        drop: Located<DropPolicy>, default = "reject_newest";
+        /// Whether waits are kept short, and the newest served first, while more comes than is served.
+        controlled_delay: Flag, default = true;
+        /// What is fair, partitioned or replaced: the "client", another part of the request, or a list of parts.
+        by: Located<Key>, optional;
+        /// Values of the one field that `by` names, with how many shares each gets.
+        weights: Weights, default = {};
+        /// Queues that keys are dealt to, none of which may have more places or credits than it leaves free.
+        partitions: Number<2, 1024>, optional;
+        /// Queues that each key may stand in.
+        hand: Number<1, 8>, default = 4;
     }
 
     /// When endpoints are left out for a while.

@@ -42,6 +42,7 @@ mod suggest;
 mod units;
 mod values;
 mod web;
+mod weights;
 mod window;
 
 pub use self::admin::{OpenPage, Token};

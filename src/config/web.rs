@@ -12,6 +12,22 @@ use super::error::{Problem, quote};
 use super::values::{Located, not_a_word, words};
 use super::{AccessLog, HostPattern, PathPattern, Secrets};
 use crate::control::allowance::Field as TimeField;
+use crate::control::queue::{DropPolicy, Order};
+
+words!(Order, "\"fifo\", \"lifo\", \"priority\", \"deadline\" or \"fair\"", {
+    "fifo" => Self::Fifo,
+    "lifo" => Self::Lifo,
+    "priority" => Self::Priority,
+    "deadline" => Self::Deadline,
+    "fair" => Self::Fair,
+});
+
+words!(DropPolicy, "\"reject_newest\", \"reject_oldest\", \"reject_lowest\" or \"replace_same_key\"", {
+    "reject_newest" => Self::RejectNewest,
+    "reject_oldest" => Self::RejectOldest,
+    "reject_lowest" => Self::RejectLowest,
+    "replace_same_key" => Self::ReplaceSameKey,
+});
 
 words!(AccessLog, "\"json\", \"text\" or \"off\"", { "json" => Self::Json, "text" => Self::Text, "off" => Self::Off });
 

@@ -3,20 +3,27 @@
 //! An endpoint has credits and a request needs one. Whatever protects the endpoint does nothing else than call
 //! [`Ledger::set_limit`]; the ledger never asks why. A limit below what is in use takes effect as credits come back.
 //!
-//! Invariant: while somebody waits for a class, no endpoint has a free credit of that class. So nobody overtakes the
-//! queue, and a credit that comes back goes to the one who waited longest.
+//! Invariant: while somebody waits who may have a free credit of its class, there is none, as soon as [`Ledger::grant`]
+//! has said so. Nobody overtakes the queue, and a credit that comes back goes to who is next there.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::choice::{Choice, Load, Member, View};
-use super::queue::{Queue, Waiter};
+use super::queue::{Beside, Charge, Queue, Rules, Supply, Waiter};
 
 pub use super::ask::{Ask, Class};
-pub use super::queue::Ticket;
+pub use super::queue::{Dismissal, Ticket};
 
 /// A credit that is out: it must come back by [`Ledger::release`], once.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Slot {
     endpoint: usize,
     class: Class,
+    /// Since when it counts in its class.
+    since: Instant,
+    charge: Option<Charge>,
 }
 
 impl Slot {
@@ -40,8 +47,17 @@ pub enum Answer<W> {
     Granted(Slot),
     /// All credits are out; the waiter stands in the queue.
     Queued(Ticket),
-    /// All credits are out and the queue is full; the waiter comes back.
-    Full(W),
+    /// All credits are out, and there is no place or no sense in waiting; the waiter comes back.
+    Refused(W, Dismissal),
+}
+
+/// What [`Ledger::grant`] says to one who waited.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Turn<W> {
+    /// Go ahead.
+    Granted(W, Slot),
+    /// It is not among those who wait any more.
+    Dismissed(W, Dismissal),
 }
 
 /// The credits of one class that an endpoint has and has given out.
@@ -49,6 +65,8 @@ pub enum Answer<W> {
 struct Purse {
     limit: usize,
     used: usize,
+    /// The limit without what is withheld for a moment.
+    usual: usize,
 }
 
 /// The credits of one endpoint.
@@ -89,8 +107,8 @@ struct Line<W> {
 }
 
 impl<W> Line<W> {
-    fn new() -> Self {
-        Self { queue: Queue::default() }
+    fn new(rules: Rules) -> Self {
+        Self { queue: Queue::new(rules) }
     }
 }
 
@@ -103,7 +121,6 @@ pub struct Ledger<W> {
     streams: Line<W>,
     /// Whether streams have credits of their own; otherwise they take unary ones.
     apart: bool,
-    max_waiting: usize,
     tickets: u64,
 }
 
@@ -113,13 +130,13 @@ impl<W> Ledger<W> {
     #[must_use]
     pub fn new(endpoints: usize, in_flight: usize, streams: Option<usize>, max_waiting: usize) -> Self {
         let apart = streams.is_some();
+        let rules = Rules { max: max_waiting, ..Rules::default() };
         let mut ledger = Self {
             accounts: Vec::new(),
             choice: Choice::default(),
-            unary: Line::new(),
-            streams: Line::new(),
+            unary: Line::new(rules),
+            streams: Line::new(rules),
             apart,
-            max_waiting,
             tickets: 0,
         };
         for _ in 0..endpoints {
@@ -145,7 +162,8 @@ impl<W> Ledger<W> {
     /// Takes an endpoint away. Credits of it that are out stay good; none is given any more.
     pub fn close(&mut self, endpoint: usize) {
         if let Some(account) = self.accounts.get_mut(endpoint) {
-            (account.unary.limit, account.stream.limit, account.is_vacant) = (0, 0, true);
+            let none = |purse: Purse| Purse { limit: 0, usual: 0, ..purse };
+            (account.unary, account.stream, account.is_vacant) = (none(account.unary), none(account.stream), true);
         }
         self.choice.leave(endpoint);
     }
@@ -168,30 +186,79 @@ impl<W> Ledger<W> {
             let mut all = self.take_all();
             all.sort_unstable_by_key(|waiter| waiter.ticket);
             for waiter in all {
-                self.unary.queue.push(waiter);
+                self.unary.queue.insert(waiter);
             }
         }
         self.apart = apart;
     }
 
-    /// Sets how many may wait. Those who wait already stay.
-    pub fn set_max_waiting(&mut self, max_waiting: usize) {
-        self.max_waiting = max_waiting;
+    /// Sets who may wait, and in which order. Those who wait already stay.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.unary.queue.set_rules(rules);
+        self.streams.queue.set_rules(rules);
     }
 
     /// Asks for a credit of any endpoint. `waiter` is made only when there is none.
     pub fn acquire(&mut self, ask: &Ask, waiter: impl FnOnce() -> W) -> Answer<W> {
+        if let Some(slot) = self.try_acquire(ask) {
+            return Answer::Granted(slot);
+        }
+        match self.wait(ask, waiter()) {
+            Ok(ticket) => Answer::Queued(ticket),
+            Err((waiter, why)) => Answer::Refused(waiter, why),
+        }
+    }
+
+    /// Asks for a credit of any endpoint, and does not wait. None when there is none, or others have waited for it.
+    pub fn try_acquire(&mut self, ask: &Ask) -> Option<Slot> {
         let ask = Ask { class: self.effective(ask.class), ..*ask };
-        if let Some(endpoint) = self.take(&ask) {
-            return Answer::Granted(Slot { endpoint, class: ask.class });
+        self.line_mut(ask.class).queue.on_arrival(ask.at);
+        self.pass(&ask)
+    }
+
+    /// As [`Ledger::try_acquire`], for one who has asked before.
+    pub fn try_again(&mut self, ask: &Ask) -> Option<Slot> {
+        let ask = Ask { class: self.effective(ask.class), ..*ask };
+        self.pass(&ask)
+    }
+
+    fn pass(&mut self, ask: &Ask) -> Option<Slot> {
+        if !self.line(ask.class).queue.may_pass(ask, || self.supply(ask.class)) {
+            return None;
         }
-        if self.waiting() >= self.max_waiting {
-            return Answer::Full(waiter());
-        }
+        let endpoint = self.take(ask)?;
+        let charge = self.line_mut(ask.class).queue.charge(ask);
+        Some(Slot { endpoint, class: ask.class, since: ask.at, charge })
+    }
+
+    /// Takes a place in the queue, or is sent away at once. Others may have been sent away for it, and credits may have
+    /// come free: ask [`Ledger::grant`] afterwards.
+    pub fn wait(&mut self, ask: &Ask, wake: W) -> Result<Ticket, (W, Dismissal)> {
+        let ask = Ask { class: self.effective(ask.class), ..*ask };
+        let supply = self.supply(ask.class);
+        let other = match ask.class {
+            Class::Unary => &self.streams.queue,
+            Class::Stream => &self.unary.queue,
+        };
+        let beside = Beside { len: other.len(), bytes: other.bytes() };
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
-        self.line(ask.class).queue.push(Waiter { ticket, ask, wake: waiter() });
-        Answer::Queued(ticket)
+        self.line_mut(ask.class).queue.offer(Waiter { ticket, ask, wake }, supply, beside)
+    }
+
+    /// The credits of a class over all endpoints.
+    fn supply(&self, class: Class) -> Supply {
+        let mut supply = Supply::default();
+        for account in &self.accounts {
+            let purse = match class {
+                Class::Unary => account.unary,
+                Class::Stream => account.stream,
+            };
+            let used = if self.apart { purse.used } else { account.used() };
+            supply.usual = supply.usual.saturating_add(purse.usual);
+            supply.free = supply.free.saturating_add(purse.limit.saturating_sub(used));
+        }
+        supply
     }
 
     /// Takes a credit of an endpoint that has one.
@@ -204,26 +271,77 @@ impl<W> Ledger<W> {
     }
 
     /// Takes a credit back. Ask [`Ledger::grant`] afterwards.
-    pub fn release(&mut self, slot: &Slot) {
+    pub fn release(&mut self, slot: &Slot, now: Instant) {
+        self.line_mut(slot.class).queue.on_return(slot.charge, now.saturating_duration_since(slot.since), now);
         if let Some(account) = self.accounts.get_mut(slot.endpoint) {
             let purse = account.purse(slot.class);
             purse.used = purse.used.saturating_sub(1);
         }
     }
 
-    /// Gives a free credit to who is next, if there are both. Ask until it says none.
-    pub fn grant(&mut self) -> Option<(W, Slot)> {
-        for class in [Class::Unary, Class::Stream] {
-            let Some(Waiter { ask, .. }) = self.line(class).queue.next() else { continue };
-            // Who began to wait before the classes were put together may have asked for another.
-            let ask = Ask { class, ..*ask };
-            if let Some(endpoint) = self.take(&ask)
-                && let Some(Waiter { wake, .. }) = self.line(class).queue.pop()
-            {
-                return Some((wake, Slot { endpoint, class }));
-            }
+    /// Gives a free credit to who is next, if there are both, and tells those who are sent away. Ask until it says none.
+    pub fn grant(&mut self, now: Instant) -> Option<Turn<W>> {
+        [Class::Unary, Class::Stream].into_iter().find_map(|class| self.turn(class, now))
+    }
+
+    fn turn(&mut self, class: Class, now: Instant) -> Option<Turn<W>> {
+        if !self.line(class).queue.is_empty() {
+            let supply = self.supply(class);
+            self.line_mut(class).queue.expire(supply, now);
         }
-        None
+        loop {
+            let supply = self.supply(class);
+            let queue = &mut self.line_mut(class).queue;
+            if let Some((waiter, why)) = queue.take_dismissed() {
+                return Some(Turn::Dismissed(waiter, why));
+            }
+            if supply.free == 0 {
+                return None;
+            }
+            let next = queue.next(supply, now)?;
+            // Who began to wait before the classes were put together may have asked for another.
+            let ask = Ask { class, ..*queue.ask_of(&next)? };
+            if queue.is_late(&ask, now) {
+                queue.dismiss_late(&next);
+                continue;
+            }
+            let endpoint = self.take(&ask)?;
+            let (Waiter { wake, .. }, charge) = self.line_mut(class).queue.pop(next)?;
+            return Some(Turn::Granted(wake, Slot { endpoint, class, since: now, charge }));
+        }
+    }
+
+    /// When one who is refused should come back. `luck` is from 0 to 1.
+    pub fn book(&mut self, class: Class, now: Instant, luck: f64) -> Duration {
+        let class = self.effective(class);
+        let supply = self.supply(class);
+        self.line_mut(class).queue.book(supply, now, luck)
+    }
+
+    /// Whether more comes than is served, of a class.
+    #[must_use]
+    pub fn is_standing(&self, class: Class, now: Instant) -> bool {
+        let class = self.effective(class);
+        self.line(class).queue.is_standing(self.supply(class), now)
+    }
+
+    /// How long the last in line of a class will wait.
+    #[must_use]
+    pub fn delay(&self, class: Class) -> Duration {
+        let class = self.effective(class);
+        self.line(class).queue.delay(self.supply(class))
+    }
+
+    /// Credits that came back in a second, of both classes.
+    #[must_use]
+    pub fn served(&self, now: Instant) -> f64 {
+        self.unary.queue.served(now) + self.streams.queue.served(now)
+    }
+
+    /// Whether somebody has been sent away who was not told.
+    #[must_use]
+    pub fn has_dismissed(&self) -> bool {
+        self.unary.queue.has_dismissed() || self.streams.queue.has_dismissed()
     }
 
     /// Leaves the queue. False when the ticket has been served or has left before.
@@ -244,20 +362,30 @@ impl<W> Ledger<W> {
 
     /// Exchanges a unary credit for a stream credit of the same endpoint: the request has turned out to last. When
     /// no stream credit is free the unary one stays out, so that never more runs than both limits together allow.
-    pub fn exchange(&mut self, slot: &mut Slot) {
+    pub fn exchange(&mut self, slot: &mut Slot, now: Instant) {
         let apart = self.apart;
         let Some(account) = self.accounts.get_mut(slot.endpoint) else { return };
         if apart && slot.class == Class::Unary && account.load(Class::Stream, apart).has_room() {
             account.stream.used += 1;
             account.unary.used = account.unary.used.saturating_sub(1);
-            slot.class = Class::Stream;
+            let held = now.saturating_duration_since(slot.since);
+            self.unary.queue.on_return(slot.charge.take(), held, now);
+            (slot.class, slot.since) = (Class::Stream, now);
         }
     }
 
     /// Sets how many credits an endpoint has. Ask [`Ledger::grant`] afterwards.
     pub fn set_limit(&mut self, endpoint: usize, class: Class, limit: usize) {
         if let Some(account) = self.accounts.get_mut(endpoint) {
-            account.purse(class).limit = limit;
+            let purse = account.purse(class);
+            (purse.limit, purse.usual) = (limit, limit);
+        }
+    }
+
+    /// Says that some of the unary credits of an endpoint are withheld for a moment only, and how many there usually are.
+    pub fn set_usual(&mut self, endpoint: usize, usual: usize) {
+        if let Some(account) = self.accounts.get_mut(endpoint) {
+            account.unary.usual = usual;
         }
     }
 
@@ -303,7 +431,14 @@ impl<W> Ledger<W> {
         if self.apart { class } else { Class::Unary }
     }
 
-    fn line(&mut self, class: Class) -> &mut Line<W> {
+    fn line(&self, class: Class) -> &Line<W> {
+        match class {
+            Class::Unary => &self.unary,
+            Class::Stream => &self.streams,
+        }
+    }
+
+    fn line_mut(&mut self, class: Class) -> &mut Line<W> {
         match class {
             Class::Unary => &mut self.unary,
             Class::Stream => &mut self.streams,
@@ -315,7 +450,6 @@ impl<W> Ledger<W> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use tokio::time::Instant;
 
     fn ask(class: Class) -> Ask {
         Ask::new(class, Instant::now())
@@ -335,6 +469,13 @@ mod tests {
         }
     }
 
+    fn grant(ledger: &mut Ledger<u32>) -> Option<(u32, Slot)> {
+        match ledger.grant(Instant::now())? {
+            Turn::Granted(waiter, slot) => Some((waiter, slot)),
+            Turn::Dismissed(..) => panic!("expected a credit"),
+        }
+    }
+
     #[test]
     fn endpoints_take_turns_and_full_ones_are_passed_over() {
         let mut ledger = Ledger::new(3, 2, None, 0);
@@ -342,7 +483,7 @@ mod tests {
         assert_eq!(order, [0, 1, 2, 0]);
         ledger.set_limit(1, Class::Unary, 1);
         assert_eq!(granted(ledger.acquire(&ask(Class::Unary), || 9)).endpoint(), 2);
-        assert_eq!(ledger.acquire(&ask(Class::Unary), || 10), Answer::Full(10));
+        assert_eq!(ledger.acquire(&ask(Class::Unary), || 10), Answer::Refused(10, Dismissal::Full));
     }
 
     #[test]
@@ -351,14 +492,14 @@ mod tests {
         let slot = granted(ledger.acquire(&ask(Class::Unary), || 0));
         queued(ledger.acquire(&ask(Class::Unary), || 1));
         queued(ledger.acquire(&ask(Class::Unary), || 2));
-        assert_eq!(ledger.acquire(&ask(Class::Unary), || 3), Answer::Full(3));
-        assert!(ledger.grant().is_none());
-        ledger.release(&slot);
-        let (waiter, slot) = ledger.grant().expect("a credit is free");
+        assert_eq!(ledger.acquire(&ask(Class::Unary), || 3), Answer::Refused(3, Dismissal::Full));
+        assert!(grant(&mut ledger).is_none());
+        ledger.release(&slot, Instant::now());
+        let (waiter, slot) = grant(&mut ledger).expect("a credit is free");
         assert_eq!(waiter, 1);
-        assert!(ledger.grant().is_none());
-        ledger.release(&slot);
-        assert_eq!(ledger.grant().expect("a credit is free").0, 2);
+        assert!(grant(&mut ledger).is_none());
+        ledger.release(&slot, Instant::now());
+        assert_eq!(grant(&mut ledger).expect("a credit is free").0, 2);
     }
 
     #[test]
@@ -369,8 +510,8 @@ mod tests {
         queued(ledger.acquire(&ask(Class::Unary), || 2));
         assert!(ledger.leave(first));
         assert!(!ledger.leave(first));
-        ledger.release(&slot);
-        assert_eq!(ledger.grant().expect("a credit is free").0, 2);
+        ledger.release(&slot, Instant::now());
+        assert_eq!(grant(&mut ledger).expect("a credit is free").0, 2);
     }
 
     #[test]
@@ -379,20 +520,20 @@ mod tests {
         let stream = granted(ledger.acquire(&ask(Class::Stream), || 0));
         queued(ledger.acquire(&ask(Class::Stream), || 1));
         let unary = granted(ledger.acquire(&ask(Class::Unary), || 2));
-        ledger.release(&unary);
-        assert!(ledger.grant().is_none());
-        ledger.release(&stream);
-        assert_eq!(ledger.grant().expect("a credit is free").0, 1);
+        ledger.release(&unary, Instant::now());
+        assert!(grant(&mut ledger).is_none());
+        ledger.release(&stream, Instant::now());
+        assert_eq!(grant(&mut ledger).expect("a credit is free").0, 1);
     }
 
     #[test]
     fn a_request_that_turns_out_to_last_frees_its_unary_credit() {
         let mut ledger = Ledger::new(1, 1, Some(1), 9);
         let mut first = granted(ledger.acquire(&ask(Class::Unary), || 0));
-        ledger.exchange(&mut first);
+        ledger.exchange(&mut first, Instant::now());
         assert_eq!(first.class(), Class::Stream);
         let mut second = granted(ledger.acquire(&ask(Class::Unary), || 1));
-        ledger.exchange(&mut second);
+        ledger.exchange(&mut second, Instant::now());
         assert_eq!(second.class(), Class::Unary, "no stream credit was free, so the unary one stays out");
         queued(ledger.acquire(&ask(Class::Unary), || 2));
     }
@@ -404,10 +545,10 @@ mod tests {
             [granted(ledger.acquire(&ask(Class::Unary), || 0)), granted(ledger.acquire(&ask(Class::Unary), || 1))];
         queued(ledger.acquire(&ask(Class::Unary), || 2));
         ledger.set_limit(0, Class::Unary, 1);
-        ledger.release(&slots[0]);
-        assert!(ledger.grant().is_none());
-        ledger.release(&slots[1]);
-        assert!(ledger.grant().is_some());
+        ledger.release(&slots[0], Instant::now());
+        assert!(grant(&mut ledger).is_none());
+        ledger.release(&slots[1], Instant::now());
+        assert!(grant(&mut ledger).is_some());
     }
 
     #[test]
@@ -417,12 +558,12 @@ mod tests {
         let _unary = granted(ledger.acquire(&ask(Class::Unary), || 1));
         queued(ledger.acquire(&ask(Class::Stream), || 2));
         ledger.set_apart(false);
-        assert!(ledger.grant().is_none(), "two are out, and two is the limit");
+        assert!(grant(&mut ledger).is_none(), "two are out, and two is the limit");
         queued(ledger.acquire(&ask(Class::Unary), || 3));
-        ledger.release(&stream);
-        assert_eq!(ledger.grant().expect("a credit is free").0, 2, "who waited for a stream keeps the place");
+        ledger.release(&stream, Instant::now());
+        assert_eq!(grant(&mut ledger).expect("a credit is free").0, 2, "who waited for a stream keeps the place");
         ledger.set_apart(true);
-        assert!(ledger.grant().is_none());
+        assert!(grant(&mut ledger).is_none());
         assert_eq!(granted(ledger.acquire(&ask(Class::Stream), || 4)).class(), Class::Stream);
     }
 
@@ -433,14 +574,14 @@ mod tests {
             [granted(ledger.acquire(&ask(Class::Unary), || 0)), granted(ledger.acquire(&ask(Class::Unary), || 1))];
         queued(ledger.acquire(&ask(Class::Unary), || 2));
         ledger.close(0);
-        ledger.release(&slots[0]);
-        assert!(ledger.grant().is_none(), "the endpoint has gone");
+        ledger.release(&slots[0], Instant::now());
+        assert!(grant(&mut ledger).is_none(), "the endpoint has gone");
         assert_eq!(ledger.open(), 0, "its account is free again");
-        assert!(ledger.grant().is_none(), "the new one has no credits yet");
+        assert!(grant(&mut ledger).is_none(), "the new one has no credits yet");
         ledger.close(1);
         assert_eq!(ledger.open(), 2, "the account is still owed a credit");
         ledger.set_limit(2, Class::Unary, 1);
-        assert_eq!(ledger.grant().expect("a credit is free").1.endpoint(), 2);
+        assert_eq!(grant(&mut ledger).expect("a credit is free").1.endpoint(), 2);
         assert_eq!((ledger.used_by(0), ledger.used_by(1), ledger.used_by(2)), (0, 1, 1));
         queued(ledger.acquire(&ask(Class::Unary), || 3));
         assert_eq!((ledger.dismiss(), ledger.waiting()), (vec![3], 0));
@@ -482,16 +623,16 @@ mod tests {
                         match ledger.acquire(&ask(if stream { Class::Stream } else { Class::Unary }), || ()) {
                             Answer::Granted(slot) => slots.push(slot),
                             Answer::Queued(ticket) => tickets.push(ticket),
-                            Answer::Full(()) => {}
+                            Answer::Refused((), _) => {}
                         }
                     }
                     Step::Release(n) if !slots.is_empty() => {
                         let slot = slots.swap_remove(n % slots.len());
-                        ledger.release(&slot);
+                        ledger.release(&slot, Instant::now());
                     }
                     Step::Exchange(n) if !slots.is_empty() => {
                         let at = n % slots.len();
-                        ledger.exchange(&mut slots[at]);
+                        ledger.exchange(&mut slots[at], Instant::now());
                     }
                     Step::Leave(n) if !tickets.is_empty() => {
                         ledger.leave(tickets.swap_remove(n % tickets.len()));
@@ -504,8 +645,10 @@ mod tests {
                     Step::Apart(apart) => ledger.set_apart(apart),
                     _ => {}
                 }
-                while let Some(((), slot)) = ledger.grant() {
-                    slots.push(slot);
+                while let Some(turn) = ledger.grant(Instant::now()) {
+                    if let Turn::Granted((), slot) = turn {
+                        slots.push(slot);
+                    }
                 }
                 for (at, class) in [Class::Unary, Class::Stream].into_iter().enumerate() {
                     prop_assert!(ledger.used(class) <= highest[at].iter().sum());
@@ -514,7 +657,7 @@ mod tests {
                 prop_assert!(ledger.waiting() <= 4);
             }
             for slot in slots.drain(..) {
-                ledger.release(&slot);
+                ledger.release(&slot, Instant::now());
             }
             prop_assert_eq!(ledger.used(Class::Unary) + ledger.used(Class::Stream), 0);
         }

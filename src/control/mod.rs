@@ -10,7 +10,7 @@
 //! | [`frame_budget`] | how many frames a client may send that carry nothing |
 //! | [`credits`] | who gets a credit of which endpoint now, who waits, who is refused |
 //! | [`choice`] | which endpoint that has a free credit gets the next request |
-//! | [`queue`] | who waits, and who is next |
+//! | [`queue`] | who waits, who is next, who is sent away and when to come back |
 //! | [`gcra`] | whether a rate-limited key has room, and when it will |
 //! | [`key_store`] | which of many rate-limited keys are remembered in bounded memory |
 //! | [`surge`] | how much faster a rate limit is refilled for a while |
@@ -25,7 +25,6 @@
 //! | [`breaker`] | which endpoints are left out for a while, and when a whole upstream is |
 //! | [`health`] | whether an endpoint is up, by what its checks find |
 //! | [`report`] | nothing: it is what an attempt tells about its endpoint |
-//! | [`drain_rate`] | when a refused client should come back |
 
 pub mod allowance;
 pub mod ask;
@@ -34,7 +33,6 @@ pub mod byte_bucket;
 pub mod cancel_budget;
 pub mod choice;
 pub mod credits;
-pub mod drain_rate;
 pub mod frame_budget;
 pub mod gcra;
 pub mod health;

@@ -104,8 +104,8 @@ struct Entry {
     streams: usize,
     /// At most one by each who may set one.
     caps: Vec<(SetBy, Limits)>,
-    /// What the ledger was told last.
-    told: Option<Limits>,
+    /// What the ledger was told last: the limits, and how many unary credits there usually are.
+    told: Option<(Limits, usize)>,
 }
 
 /// Credits of both classes.
@@ -129,6 +129,12 @@ impl Entry {
             unary: least.unary.min(cap.unary),
             streams: least.streams.min(cap.streams),
         })
+    }
+
+    /// Unary credits without what is withheld to measure, or for requests that were given up.
+    fn usual(&self) -> usize {
+        let found = self.window.view().found;
+        self.cap().map_or(found, |(_, cap)| found.min(cap))
     }
 }
 
@@ -245,7 +251,7 @@ impl Windows {
             let normal = entry.and_then(|entry| entry.window.view().baseline).map_or(LONGEST, |it| it.max(LEAST));
             shortest = shortest.min(normal);
             if now.saturating_duration_since(*since) > normal {
-                ledger.exchange(slot);
+                ledger.exchange(slot, now);
                 moved += usize::from(slot.class() == Class::Stream);
             }
         }
@@ -316,10 +322,11 @@ impl Windows {
 
     fn tell<W>(&mut self, ledger: &mut Ledger<W>, account: usize) {
         let Some(entry) = self.get(account) else { return };
-        let limits = entry.limits();
-        if entry.told.replace(limits) != Some(limits) {
+        let (limits, usual) = (entry.limits(), entry.usual());
+        if entry.told.replace((limits, usual)) != Some((limits, usual)) {
             self.is_changed = true;
             ledger.set_limit(account, Class::Unary, limits.unary);
+            ledger.set_usual(account, usual);
             ledger.set_limit(account, Class::Stream, limits.streams);
         }
     }
@@ -328,7 +335,7 @@ impl Windows {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::credits::{Answer, Ask};
+    use crate::control::credits::{Answer, Ask, Turn};
     use crate::control::limit::Bounds;
 
     const UNIX: Duration = Duration::from_secs(1_700_000_000);
@@ -368,16 +375,16 @@ mod tests {
         for _ in 0..4 {
             let slot = slot(&mut ledger);
             let start = windows.on_start(&mut ledger, &slot, now).expect("it is adaptive");
-            ledger.release(&slot);
+            ledger.release(&slot, now);
             windows.on_end(&mut ledger, 0, start, Outcome::Left(Duration::from_millis(5)), now);
         }
         assert_eq!(windows.in_force(0), Some((0, SetBy::Abandoned)));
         assert!(matches!(ledger.acquire(&Ask::new(Class::Unary, Instant::now()), || ()), Answer::Queued(_)));
         assert_eq!(windows.relieve(&mut ledger, now), Some(0));
-        let ((), slot) = ledger.grant().expect("one goes ahead");
+        let Some(Turn::Granted((), slot)) = ledger.grant(now) else { panic!("one goes ahead") };
         let start = windows.on_start(&mut ledger, &slot, now + Duration::from_secs(1)).expect("it is adaptive");
         assert_eq!(windows.in_force(0), Some((0, SetBy::Abandoned)));
-        ledger.release(&slot);
+        ledger.release(&slot, now);
         let answered = Outcome::Answered(Duration::from_millis(20));
         windows.on_end(&mut ledger, 0, start, answered, now + Duration::from_millis(1020));
         assert_eq!(windows.in_force(0), Some((4, SetBy::Window)));
@@ -398,7 +405,7 @@ mod tests {
         assert_eq!(windows.relieve(&mut ledger, now + Duration::from_secs(2)), Some(3));
         assert_eq!((ledger.used(Class::Unary), ledger.used(Class::Stream)), (1, 3));
         for begun in begun {
-            ledger.release(&windows.take_back(begun).expect("it is there"));
+            ledger.release(&windows.take_back(begun).expect("it is there"), now);
         }
         assert_eq!((ledger.used(Class::Unary), ledger.used(Class::Stream)), (0, 0));
         assert_eq!((windows.begun.len(), windows.vacant.len()), (4, 4), "there is one place for each credit");

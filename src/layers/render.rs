@@ -1,7 +1,8 @@
 //! Turns a [`ProxyError`] into a whole HTTP answer. Above this layer nothing can fail.
 //!
-//! The answer carries `Retry-After` (whole seconds, at least 1), `Proxy-Status` (RFC 9209) with the reason, and an
-//! `application/problem+json` body (RFC 9457) with the request's id. A gRPC call gets a trailers-only answer instead.
+//! The answer carries `Retry-After` (whole seconds, at least 1) and `retry-after-ms`, `x-should-retry` for the SDKs that
+//! obey it, `Proxy-Status` (RFC 9209) with the reason, and an `application/problem+json` body (RFC 9457) with the
+//! request's id. A gRPC call gets a trailers-only answer instead.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -18,9 +19,14 @@ use tower_service::Service;
 use crate::body::Body;
 use crate::body::kind::is_grpc;
 use crate::context::{Request, RequestContext, Response};
+use crate::entropy;
 use crate::error::{Exit, ProxyError, Reason};
 
 static PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+static RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+static SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+/// Beyond this SDKs fall back to their own short back-off.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// See the module's text.
 #[derive(Clone, Copy, Debug, Default)]
@@ -153,14 +159,46 @@ fn common(headers: &mut HeaderMap, error: ProxyError) {
         headers.insert(&PROXY_STATUS, value);
     }
     if let Some(wait) = error.retry_after {
-        headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
+        headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(reason, wait, entropy::unit())));
+        let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+        headers.insert(&RETRY_AFTER_MS, HeaderValue::from(millis));
+    }
+    if let Some(should) = should_retry(reason, error.retry_after) {
+        headers.insert(&SHOULD_RETRY, HeaderValue::from_static(if should { "true" } else { "false" }));
     }
     headers.extend(error.headers.into_iter().map(|(name, value)| (Some(name), value)));
 }
 
-/// Rounded up: coming back at the printed time must not be too early.
-fn whole_seconds(wait: Duration) -> u64 {
-    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
+/// Rounded up: coming back at the printed time must not be too early. Times that were spread over clients stay so: each
+/// is rounded to either side, so that they are right on average. `luck` is from 0 to 1.
+fn whole_seconds(reason: Reason, wait: Duration, luck: f64) -> u64 {
+    let part = wait.as_secs_f64().fract();
+    let is_up = if is_spread(reason) { luck < part } else { part > 0.0 };
+    (wait.as_secs() + u64::from(is_up)).max(1)
+}
+
+/// Whether each client has got a time of its own: that of a place in the queue.
+fn is_spread(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::QueueFull
+            | Reason::QueueTimeout
+            | Reason::QueueShed
+            | Reason::QueueDropped
+            | Reason::DeadlineUnmeetable
+    )
+}
+
+/// What the SDKs of language models go by, before the status: they would send again what has no chance, and would not
+/// wait for longer than a minute.
+fn should_retry(reason: Reason, wait: Option<Duration>) -> Option<bool> {
+    match (reason, wait) {
+        (Reason::LoopDetected | Reason::UpgradeRefused | Reason::VersionRefused | Reason::QueueReplaced, _) => {
+            Some(false)
+        }
+        (_, Some(wait)) => Some(wait <= LONGEST),
+        (_, None) => None,
+    }
 }
 
 #[cfg(test)]
@@ -178,10 +216,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_is_a_whole_answer() {
-        let refused = || ProxyError::from(Reason::QueueFull).retry_after(Duration::from_millis(1_200));
+        let refused = || ProxyError::from(Reason::QueueFull).retry_after(Duration::from_secs(2));
         let response = call(Request::default(), refused).await;
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()["retry-after"], "2");
+        assert_eq!(
+            (&response.headers()["retry-after-ms"], &response.headers()["x-should-retry"]),
+            (&"2000".parse().unwrap(), &"true".parse().unwrap())
+        );
         assert_eq!(
             response.headers()["proxy-status"],
             "headworks; error=connection_limit_reached; details=\"queue_full\""
@@ -203,8 +245,23 @@ mod tests {
 
     #[test]
     fn seconds_round_up_and_never_say_zero() {
-        assert_eq!(whole_seconds(Duration::ZERO), 1);
-        assert_eq!(whole_seconds(Duration::from_secs(2)), 2);
-        assert_eq!(whole_seconds(Duration::from_millis(2_001)), 3);
+        let seconds = |millis| whole_seconds(Reason::RateLimited, Duration::from_millis(millis), 0.9);
+        assert_eq!([0, 2000, 2001].map(seconds), [1, 2, 3]);
+    }
+
+    #[test]
+    fn times_that_were_spread_are_right_on_average() {
+        let seconds = |luck| whole_seconds(Reason::QueueFull, Duration::from_millis(2_250), luck);
+        assert_eq!([0.0, 0.24, 0.26, 0.99].map(seconds), [3, 3, 2, 2]);
+        assert_eq!(whole_seconds(Reason::QueueShed, Duration::from_millis(10), 0.5), 1);
+    }
+
+    #[test]
+    fn who_has_no_chance_is_told_not_to_come_back() {
+        let wait = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(should_retry(Reason::QueueFull, wait(30)), Some(true));
+        assert_eq!(should_retry(Reason::RateLimited, wait(3600)), Some(false));
+        assert_eq!(should_retry(Reason::QueueReplaced, None), Some(false));
+        assert_eq!(should_retry(Reason::UpstreamReset, None), None);
     }
 }

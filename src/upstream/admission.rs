@@ -1,7 +1,6 @@
 //! Admission to an upstream: a credit now, a bounded wait for one, or a refusal that says when to come back.
 //!
-//! The decisions are those of `control/`: the ledger's and the drain rate's. Here are the lock, the wake-ups and the
-//! clock.
+//! The decisions are those of `control/`: the ledger's and its queue's. Here are the lock, the wake-ups and the clock.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,7 +16,7 @@ use super::news::News;
 use super::settings::EndpointSettings;
 use crate::control::breaker;
 use crate::control::choice::View;
-use crate::control::credits::{Answer, Ask, Class, Ticket};
+use crate::control::credits::{Ask, Class, Dismissal, Slot, Ticket, Turn};
 use crate::control::published::steer::Caps;
 use crate::entropy;
 use crate::error::{ProxyError, Reason};
@@ -30,9 +29,14 @@ const LOOK: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct Admission(pub(super) Arc<Shared>);
 
+/// What one who waits is told in the end.
+type Word = Result<Credit, Dismissal>;
+type Wake = oneshot::Sender<Word>;
+type Guard<'a> = MutexGuard<'a, Books<Wake>>;
+
 #[derive(Debug)]
 pub(super) struct Shared {
-    books: Mutex<Books<oneshot::Sender<Credit>>>,
+    books: Mutex<Books<Wake>>,
     pub(super) metrics: Metrics,
     registry: Registry,
 }
@@ -40,6 +44,8 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct Metrics {
     depth: Gauge,
+    bytes: Gauge,
+    standing: Gauge,
     wait: Histogram,
     unary: Gauge,
     streams: Gauge,
@@ -55,6 +61,12 @@ impl Metrics {
         let labels = [("upstream", upstream)];
         Self {
             depth: registry.gauge("headworks_queue_depth", "Requests waiting for a credit.", &labels),
+            bytes: registry.gauge("headworks_queue_bytes", "Bytes of the heads of requests that wait.", &labels),
+            standing: registry.gauge(
+                "headworks_queue_standing",
+                "1 while more comes than is served, and waits are kept short.",
+                &labels,
+            ),
             wait: registry.histogram(
                 "headworks_queue_wait_seconds",
                 "Time that requests waited for a credit.",
@@ -79,13 +91,13 @@ impl Metrics {
 }
 
 impl Shared {
-    pub(super) fn books(&self) -> MutexGuard<'_, Books<oneshot::Sender<Credit>>> {
+    pub(super) fn books(&self) -> Guard<'_> {
         // No code that can panic runs under this lock; should it happen, the books still balance.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks for credits that came free by time alone; whether there may be some.
-    fn relieve(&self, books: &mut Books<oneshot::Sender<Credit>>, now: Instant) -> bool {
+    fn relieve(&self, books: &mut Books<Wake>, now: Instant) -> bool {
         let has_changed = books.look(now);
         let Some(moved) = books.relieve(now) else { return has_changed };
         let moved = i64::try_from(moved).unwrap_or(i64::MAX);
@@ -197,6 +209,12 @@ impl Admission {
         self.0.books().ledger.waiting()
     }
 
+    /// Whether more comes than is served, so that one more request would only be one more to refuse.
+    #[must_use]
+    pub fn is_standing(&self, class: Class, now: Instant) -> bool {
+        self.0.books().ledger.is_standing(class, now)
+    }
+
     /// Limits have changed: hands out what is free, or sends everybody home when nothing will be.
     fn settle(&self) {
         let dismissed = {
@@ -207,153 +225,223 @@ impl Admission {
         hand_out(&self.0);
     }
 
-    /// Waits for a credit of any endpoint.
-    ///
-    /// Refuses with `queue_full` at once, or with `queue_timeout` after the queue's time, both with the time after
-    /// which the client should come back; with `breaker_open` when all endpoints are left out, and the time of the next
-    /// trial; and with `no_endpoint` when all are draining. Dropping the future frees the place in the queue at once.
-    pub async fn admit(&self, ask: Ask) -> Result<Credit, ProxyError> {
-        let mut is_relieved = false;
-        let (ticket, granted, max_wait) = {
-            let mut granted = None;
-            let mut books = self.0.books();
-            if books.look(ask.at) {
-                // Who waits comes first.
-                drop(books);
-                hand_out(&self.0);
-                books = self.0.books();
-            }
-            let mut answer = books.ledger.acquire(&ask, || {
-                let (waiter, receiver) = oneshot::channel();
-                granted = Some(receiver);
-                waiter
-            });
-            if !matches!(answer, Answer::Granted(_)) {
-                is_relieved = self.0.relieve(&mut books, ask.at);
-                if let Answer::Full(waiter) = answer {
-                    answer = books.ledger.acquire(&ask, || waiter);
-                }
-            }
-            match (answer, granted) {
-                (Answer::Granted(slot), _) => match books.endpoint(slot.endpoint()).cloned() {
-                    Some(endpoint) => {
-                        let granted = books.start(&slot, ask.at);
-                        drop(books);
-                        return Ok(Credit::new(&self.0, slot, endpoint, granted));
-                    }
-                    None => return Err(Reason::NoEndpoint.into()),
-                },
-                (Answer::Queued(ticket), granted) => match (books.closed(ask.at), granted) {
-                    (None, Some(granted)) => (ticket, granted, books.max_wait),
-                    (closed, _) => {
-                        books.ledger.leave(ticket);
-                        return Err(closed.unwrap_or_else(|| Reason::NoEndpoint.into()));
-                    }
-                },
-                (Answer::Full(_), _) => {
-                    return Err(books.closed(ask.at).unwrap_or_else(|| refusal(Reason::QueueFull, &books)));
-                }
-            }
-        };
-        let place = Place::new(&self.0, ticket);
-        if is_relieved {
-            hand_out(&self.0);
+    /// Takes a credit of any endpoint, or a place in the queue; [`Entry::wait`] does the rest. `bytes` is what the request
+    /// holds while it waits, and is asked for only then.
+    pub(super) fn enter(&self, ask: Ask, bytes: impl FnOnce() -> usize) -> Entry<'_> {
+        let shared = &self.0;
+        let mut books = shared.books();
+        if books.look(ask.at) {
+            // Who waits comes first.
+            drop(books);
+            hand_out(shared);
+            books = shared.books();
         }
-        self.wait(place, granted, max_wait).await
+        if let Some(slot) = books.ledger.try_acquire(&ask) {
+            return granted(shared, books, slot, ask.at);
+        }
+        if let Some(closed) = books.closed(ask.at) {
+            return Entry::Over(Err(closed));
+        }
+        if shared.relieve(&mut books, ask.at) {
+            drop(books);
+            // Others have waited for it.
+            hand_out(shared);
+            books = shared.books();
+            if let Some(slot) = books.ledger.try_again(&ask) {
+                return granted(shared, books, slot, ask.at);
+            }
+        }
+        let ask = Ask { bytes: bytes(), ..ask };
+        let (wake, woken) = oneshot::channel();
+        match books.ledger.wait(&ask, wake) {
+            Ok(ticket) => {
+                let max_wait = books.max_wait;
+                drop(books);
+                let place = Place::new(shared, ticket, &ask);
+                hand_out(shared);
+                Entry::Waits { place, woken, max_wait }
+            }
+            Err((_, why)) => {
+                let refusal = refusal(reason_of(why), ask.class, &mut books);
+                drop(books);
+                hand_out(shared);
+                Entry::Over(Err(refusal))
+            }
+        }
     }
 
-    async fn wait(
-        &self,
-        place: Place<'_>,
-        mut granted: oneshot::Receiver<Credit>,
-        max_wait: Duration,
-    ) -> Result<Credit, ProxyError> {
-        let asked_at = Instant::now();
-        let until = asked_at + max_wait;
+    /// Waits for a credit of any endpoint, or is refused. Dropping the future frees the place in the queue at once.
+    pub async fn admit(&self, ask: Ask) -> Result<Credit, ProxyError> {
+        self.enter(ask, || ask.bytes).wait().await
+    }
+}
+
+fn granted<'a>(shared: &'a Arc<Shared>, mut books: Guard<'_>, slot: Slot, now: Instant) -> Entry<'a> {
+    // Only an endpoint that is there has credits.
+    let Some(endpoint) = books.endpoint(slot.endpoint()).cloned() else {
+        books.ledger.release(&slot, now);
+        return Entry::Over(Err(Reason::NoEndpoint.into()));
+    };
+    let start = books.start(&slot, now);
+    drop(books);
+    Entry::Over(Ok(Credit::new(shared, slot, endpoint, start)))
+}
+
+/// What became of a request at the door.
+#[derive(Debug)]
+#[must_use = "it does not wait by itself"]
+#[expect(clippy::large_enum_variant, reason = "it is moved once, and a box would be an allocation for each request")]
+pub(super) enum Entry<'a> {
+    /// It has a credit, or is refused.
+    Over(Result<Credit, ProxyError>),
+    /// It has a place in the queue.
+    Waits { place: Place<'a>, woken: oneshot::Receiver<Word>, max_wait: Duration },
+}
+
+impl Entry<'_> {
+    /// Waits for a credit.
+    ///
+    /// Refuses at once with `queue_full`, or `deadline_unmeetable`; after the queue's time with `queue_timeout`; any time
+    /// with `queue_shed`, `queue_dropped` or `queue_replaced`; all with the time after which the client should come
+    /// back. With `breaker_open` when all endpoints are left out, and the time of the next trial; and with `no_endpoint`
+    /// when all are draining. Dropping the future, or the entry, frees the place in the queue at once.
+    pub(super) async fn wait(self) -> Result<Credit, ProxyError> {
+        match self {
+            Entry::Over(result) => result,
+            Entry::Waits { place, woken, max_wait } => place.wait(woken, max_wait).await,
+        }
+    }
+}
+
+fn reason_of(why: Dismissal) -> Reason {
+    match why {
+        Dismissal::Full => Reason::QueueFull,
+        Dismissal::Shed => Reason::QueueShed,
+        Dismissal::Dropped => Reason::QueueDropped,
+        Dismissal::Replaced => Reason::QueueReplaced,
+        Dismissal::TooLate => Reason::DeadlineUnmeetable,
+    }
+}
+
+fn refusal(reason: Reason, class: Class, books: &mut Books<Wake>) -> ProxyError {
+    if reason == Reason::QueueReplaced {
+        // What it wanted is asked for by another.
+        return reason.into();
+    }
+    ProxyError::from(reason).retry_after(books.ledger.book(class, Instant::now(), entropy::unit()))
+}
+
+/// A place in the queue, freed when dropped.
+#[derive(Debug)]
+pub(super) struct Place<'a> {
+    shared: &'a Arc<Shared>,
+    ticket: Ticket,
+    class: Class,
+    asked_at: Instant,
+    bytes: i64,
+}
+
+impl<'a> Place<'a> {
+    fn new(shared: &'a Arc<Shared>, ticket: Ticket, ask: &Ask) -> Self {
+        let bytes = i64::try_from(ask.bytes).unwrap_or(i64::MAX);
+        shared.metrics.depth.inc();
+        shared.metrics.bytes.add(bytes);
+        Self { shared, ticket, class: ask.class, asked_at: ask.at, bytes }
+    }
+
+    async fn wait(self, mut woken: oneshot::Receiver<Word>, max_wait: Duration) -> Result<Credit, ProxyError> {
+        let until = self.asked_at + max_wait;
         let outcome = loop {
             // What time alone sets free wakes nobody.
-            let look = if self.0.books().is_timed() { until.min(Instant::now() + LOOK) } else { until };
-            match timeout_at(look, &mut granted).await {
+            let is_timed = self.shared.books().is_timed();
+            let look = if is_timed { until.min(Instant::now() + LOOK) } else { until };
+            match timeout_at(look, &mut woken).await {
                 Err(_) if look < until => {
-                    let is_relieved = self.0.relieve(&mut self.0.books(), look);
-                    if is_relieved {
-                        hand_out(&self.0);
-                    }
+                    self.shared.relieve(&mut self.shared.books(), look);
+                    hand_out(self.shared);
                 }
                 outcome => break outcome,
             }
         };
-        self.0.metrics.wait.observe(asked_at.elapsed());
-        drop(place);
-        match outcome {
-            Ok(Ok(credit)) => Ok(credit),
+        let Self { shared, class, .. } = self;
+        shared.metrics.wait.observe(self.asked_at.elapsed());
+        drop(self);
+        let reason = match outcome {
+            Ok(Ok(Ok(credit))) => return Ok(credit),
+            Ok(Ok(Err(why))) => reason_of(why),
             // Sent home: the last endpoint drains, or is left out.
-            Ok(Err(_)) => Err(self.0.books().closed(Instant::now()).unwrap_or_else(|| Reason::NoEndpoint.into())),
-            Err(_) => Err(refusal(Reason::QueueTimeout, &self.0.books())),
-        }
-    }
-}
-
-fn refusal<W>(reason: Reason, books: &Books<W>) -> ProxyError {
-    let place = books.ledger.waiting() + 1;
-    ProxyError::from(reason).retry_after(books.drain.retry_after(Instant::now(), place, entropy::unit()))
-}
-
-/// A place in the queue, freed when dropped.
-struct Place<'a> {
-    shared: &'a Shared,
-    ticket: Ticket,
-}
-
-impl<'a> Place<'a> {
-    fn new(shared: &'a Shared, ticket: Ticket) -> Self {
-        shared.metrics.depth.inc();
-        Self { shared, ticket }
+            Ok(Err(_)) => {
+                return Err(shared.books().closed(Instant::now()).unwrap_or_else(|| Reason::NoEndpoint.into()));
+            }
+            Err(_) => Reason::QueueTimeout,
+        };
+        Err(refusal(reason, class, &mut shared.books()))
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.shared.metrics.depth.dec();
+        self.shared.metrics.bytes.add(-self.bytes);
         self.shared.books().ledger.leave(self.ticket);
     }
 }
 
-/// Gives free credits to those who wait, or sends them home when breakers leave nothing to wait for. The lock is not held while a waiter is woken: one that has just left hands
-/// its credit back through `Drop`, which takes the lock.
+/// Gives free credits to those who wait, and tells those who are sent away, also when breakers leave nothing to wait for. The lock is not held while a waiter is
+/// woken: one that has just left hands its credit back through `Drop`, which takes the lock.
 pub(super) fn hand_out(shared: &Arc<Shared>) {
+    let mut now = None;
     loop {
         let mut books = shared.books();
         let news = books.take_news();
-        let dismissed = if books.is_shut() { books.ledger.dismiss() } else { Vec::new() };
-        if !(news.is_empty() && dismissed.is_empty()) {
+        let closed = if books.is_shut() { books.ledger.dismiss() } else { Vec::new() };
+        if !(news.is_empty() && closed.is_empty()) {
             drop(books);
             news.iter().for_each(News::log);
             continue;
         }
-        let Some((waiter, slot)) = books.ledger.grant() else { return };
-        // Only an endpoint that is there has credits.
-        let Some(endpoint) = books.endpoint(slot.endpoint()).cloned() else { continue };
-        let granted = books.start(&slot, Instant::now());
-        drop(books);
-        drop(waiter.send(Credit::new(shared, slot, endpoint, granted)));
+        if books.ledger.waiting() == 0 && !books.ledger.has_dismissed() {
+            shared.metrics.standing.set(0);
+            return;
+        }
+        let now = *now.get_or_insert_with(Instant::now);
+        match books.ledger.grant(now) {
+            Some(Turn::Granted(wake, slot)) => {
+                // Only an endpoint that is there has credits.
+                let Some(endpoint) = books.endpoint(slot.endpoint()).cloned() else { continue };
+                let granted = books.start(&slot, now);
+                drop(books);
+                drop(wake.send(Ok(Credit::new(shared, slot, endpoint, granted))));
+            }
+            Some(Turn::Dismissed(wake, why)) => {
+                drop(books);
+                drop(wake.send(Err(why)));
+            }
+            None => {
+                let is_standing = books.ledger.is_standing(Class::Unary, now);
+                shared.metrics.standing.set(i64::from(is_standing));
+                return;
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::queue::Rules;
     use crate::upstream::{Limit, Queue, Settings};
     use std::time::Duration;
     use tokio::time::timeout;
 
     fn admission(in_flight: usize, max: usize) -> Admission {
-        let settings = Settings {
-            limit: Limit::fixed(in_flight),
-            queue: Queue { max, timeout: Duration::from_millis(500) },
-            ..Settings::for_tests()
-        };
+        let settings = Settings { limit: Limit::fixed(in_flight), queue: queue(max), ..Settings::for_tests() };
         Admission::new(&settings, endpoints(&settings), &Registry::new())
+    }
+
+    fn queue(max: usize) -> Queue {
+        let rules = Rules { max, timeout: Duration::from_millis(500), ..Rules::default() };
+        Queue { rules, ..Queue::default() }
     }
 
     fn endpoints(settings: &Settings) -> Vec<Arc<Endpoint>> {
@@ -413,7 +501,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn other_settings_find_the_same_queue() {
         let admission = admission(1, 2);
-        let mut settings = Settings { queue: Queue { max: 2, ..Queue::default() }, ..Settings::for_tests() };
+        let mut settings = Settings { queue: queue(2), ..Settings::for_tests() };
         settings.limit = Limit::fixed(2);
         let same = admission.endpoints().into_iter().map(|state| state.endpoint).collect();
         let first = admission.admit(ask()).await.expect("a free credit");

@@ -13,7 +13,6 @@ use super::settings::{EndpointSettings, Limit};
 use crate::control::breaker::{Breakers, Event, Left, Pass, State};
 use crate::control::choice::Sample;
 use crate::control::credits::{Class, Ledger, Slot};
-use crate::control::drain_rate::DrainRate;
 use crate::control::limit::{Outcome, Start};
 use crate::control::report::{Report, Verdict};
 use crate::control::windows::{Limits, SetBy, Windows};
@@ -29,7 +28,6 @@ const SPREAD: f64 = 0.2;
 pub(super) struct Books<W> {
     pub(super) ledger: Ledger<W>,
     pub(super) windows: Windows,
-    pub(super) drain: DrainRate,
     pub(super) published: Published,
     pub(super) max_wait: Duration,
     breakers: Breakers,
@@ -125,13 +123,16 @@ impl Metrics {
 impl<W> Books<W> {
     /// Books without endpoints, which the first [`Books::apply`] brings.
     pub(super) fn new(settings: &Settings, registry: &Registry) -> Self {
-        let credits = settings.limit.in_flight.initial().saturating_mul(settings.endpoints.len());
         Self {
-            ledger: Ledger::new(0, 0, settings.limit.streams.map(std::num::NonZeroUsize::get), settings.queue.max),
+            ledger: Ledger::new(
+                0,
+                0,
+                settings.limit.streams.map(std::num::NonZeroUsize::get),
+                settings.queue.rules.max,
+            ),
             windows: Windows::default(),
-            drain: DrainRate::new(Instant::now(), credits),
             published: Published::default(),
-            max_wait: settings.queue.timeout,
+            max_wait: settings.queue.rules.timeout,
             breakers: Breakers::new(settings.breaker, Instant::now()),
             news: Vec::new(),
             name: Arc::clone(&settings.name),
@@ -150,8 +151,8 @@ impl<W> Books<W> {
         self.limit = settings.limit;
         self.breakers.apply(settings.breaker, now);
         self.is_checked = settings.health.is_some();
-        self.max_wait = settings.queue.timeout;
-        self.ledger.set_max_waiting(settings.queue.max);
+        self.max_wait = settings.queue.rules.timeout;
+        self.ledger.set_rules(settings.queue.rules);
         self.ledger.set_apart(settings.limit.streams.is_some());
         self.ledger.choice().set(settings.balance.choice);
         // Where all are new, none is spared.
@@ -245,7 +246,7 @@ impl<W> Books<W> {
 
     /// A request turns out to last: see [`Ledger::exchange`].
     pub(super) fn exchange(&mut self, slot: &mut Slot, now: Instant) {
-        self.ledger.exchange(slot);
+        self.ledger.exchange(slot, now);
         self.follow(now);
     }
 
@@ -397,8 +398,7 @@ impl<W> Books<W> {
         if let Some((pass, report)) = told {
             self.report(slot.endpoint(), pass, &report, now);
         }
-        self.ledger.release(slot);
-        self.drain.on_return(now);
+        self.ledger.release(slot, now);
         if let Some((start, outcome)) = learned {
             self.learn(slot, start, outcome, now);
         }
@@ -487,7 +487,7 @@ fn gauge(n: usize) -> i64 {
 mod tests {
     use super::*;
     use crate::control::breaker;
-    use crate::control::credits::{Answer, Ask};
+    use crate::control::credits::{Answer, Ask, Turn};
     use proptest::prelude::*;
 
     #[derive(Clone, Debug)]
@@ -610,8 +610,10 @@ mod tests {
                     prop_assert!(books.closed(now).is_some());
                     books.ledger.dismiss();
                 }
-                while let Some(((), slot)) = books.ledger.grant() {
-                    taken(&mut books, slot, &mut out, now);
+                while let Some(turn) = books.ledger.grant(now) {
+                    if let Turn::Granted((), slot) = turn {
+                        taken(&mut books, slot, &mut out, now);
+                    }
                 }
                 let used = books.ledger.used(Class::Unary) + books.ledger.used(Class::Stream);
                 prop_assert_eq!(used, out.len());

@@ -16,6 +16,9 @@ use crate::context::{Notes, Request, RequestContext, Response};
 use crate::control::credits::{Ask, Class};
 use crate::error::ProxyError;
 
+/// What a field takes beside its text, as HTTP/2 counts it (RFC 9113, section 10.5.1).
+const FIELD: usize = 32;
+
 type Answer = Pin<Box<dyn Future<Output = Result<Response, ProxyError>> + Send>>;
 
 /// Calls an upstream, with the clocks of a route. A credit is held from admission to the end of the response body.
@@ -51,7 +54,7 @@ impl Service<Request> for Calls {
         let call = Call { upstream, timeouts, context };
         Box::pin(async move {
             let ask = call.ask(&request);
-            let credit = call.admit(ask).await?;
+            let credit = call.admit(ask, &request).await?;
             call.attempt(&mut request, credit).await
         })
     }
@@ -80,17 +83,24 @@ impl Call {
             Kind::Unary => Class::Unary,
             Kind::Stream | Kind::Upgrade => Class::Stream,
         };
-        let affinity = self.upstream.affinity(request);
-        Ask { affinity, ..Ask::new(class, Instant::now()) }
+        let mut ask = Ask { affinity: self.upstream.affinity(request), ..Ask::new(class, Instant::now()) };
+        self.upstream.tell_apart(request, &mut ask);
+        if let Some(context) = &self.context {
+            (ask.priority, ask.deadline) = (context.priority(), context.deadline());
+        }
+        ask
     }
 
     /// Waits for a credit.
-    async fn admit(&self, ask: Ask) -> Result<Credit, ProxyError> {
-        let admitted = self.upstream.admission.admit(ask).await;
-        if let Some(notes) = self.notes() {
-            notes.queued.set(ask.at.elapsed());
+    fn admit<'a>(&'a self, ask: Ask, request: &Request) -> impl Future<Output = Result<Credit, ProxyError>> + use<'a> {
+        let entry = self.upstream.admission.enter(ask, || head_size(request));
+        async move {
+            let admitted = entry.wait().await;
+            if let Some(notes) = self.notes() {
+                notes.queued.set(ask.at.elapsed());
+            }
+            admitted
         }
-        admitted
     }
 
     /// Asks the endpoint that a credit is good for, and waits for the head of its answer, whose body holds the credit
@@ -123,4 +133,11 @@ impl Call {
         });
         Ok(credit.answered(response, kind, asked))
     }
+}
+
+/// Bytes of a request's head, about: what is held while it waits. Its body is not read before.
+fn head_size(request: &Request) -> usize {
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD);
+    let uri = request.uri();
+    uri.path().len() + uri.query().map_or(0, str::len) + fields.sum::<usize>()
 }

@@ -19,6 +19,9 @@ use crate::control::published::{Fault, Form, LoadReport, Pressure};
 use crate::control::windows::SetBy;
 use crate::metrics::{Counter, Registry};
 
+/// The wait that is reported at most.
+const LONGEST: Duration = Duration::from_secs(60);
+
 /// What was reported, and what is made of it.
 #[derive(Debug, Default)]
 pub(super) struct Published {
@@ -131,14 +134,13 @@ impl<W> Books<W> {
             limit = limit.saturating_add(found.unwrap_or(there));
         }
         let waiting = self.ledger.waiting();
-        let rps = self.drain.per_second(now);
-        let delay = if rps > 0.0 { (float(waiting) / rps).min(60.0) } else { 0.0 };
+        let delay = self.ledger.delay(class).min(LONGEST);
         LoadReport {
             // A little more than there is, so that nothing idles while an answer is on its way.
             credit: Some(if limit == 0 { 0 } else { limit + (limit / 10).max(1) }),
-            queue_delay: Some(Duration::from_secs_f64(delay)),
+            queue_delay: Some(delay),
             utilization: Some(float(used + waiting) / float(limit.max(1))),
-            rps: Some(rps),
+            rps: Some(self.ledger.served(now)),
         }
     }
 }
@@ -177,6 +179,7 @@ mod tests {
     use crate::control::credits::Ask;
     use crate::control::published::agent::read;
     use crate::control::published::steer::FRESH;
+    use crate::control::queue::Rules;
     use crate::upstream::{Agent, Endpoint, Limit, Published, Queue};
     use std::sync::Arc;
 
@@ -184,7 +187,7 @@ mod tests {
         let agent = Agent { interval: Duration::from_secs(1), polls: Vec::new() };
         Settings {
             limit: Limit::fixed(2),
-            queue: Queue { timeout: FRESH * 2, ..Queue::default() },
+            queue: Queue { rules: Rules { timeout: FRESH * 2, ..Rules::default() }, ..Queue::default() },
             published: Published { agent: Some(agent), ..Published::default() },
             ..Settings::for_tests()
         }

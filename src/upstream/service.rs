@@ -1,15 +1,20 @@
 //! One upstream: its endpoints, with the one queue in front of them, under the settings that are in force.
 
+use std::collections::HashMap;
+use std::hash::RandomState;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
+use http::HeaderValue;
 
 use super::admission::EndpointState;
 use super::agent::{self, Asker};
 use super::endpoint::{Endpoint, Recipe};
 use super::health::{self, Check};
 use super::{Admission, ClientError, Settings};
-use crate::context::{Key, Request};
+use crate::context::{Key, Part, Request};
+use crate::control::credits::Ask;
 use crate::metrics::Registry;
 
 /// A pool of endpoints that serve the same thing, with the one queue in front of them.
@@ -25,6 +30,34 @@ pub struct Upstream {
     checks: Mutex<Vec<Check>>,
     /// What goes to the same endpoint.
     by: ArcSwapOption<Key>,
+    /// Which requests count together in the queue, where that matters.
+    keys: ArcSwapOption<Keys>,
+    /// No client knows it, and so none can choose a hash.
+    seed: RandomState,
+}
+
+/// Keys of requests, by their hashes.
+#[derive(Debug)]
+struct Keys {
+    by: Key,
+    weights: HashMap<u64, NonZeroU32>,
+}
+
+impl Keys {
+    fn new(settings: &Settings, seed: &RandomState) -> Option<Self> {
+        let by = settings.queue.by.clone()?;
+        let field = by.parts().iter().find_map(|part| match part {
+            Part::Header(name) => Some(name),
+            _ => None,
+        });
+        let hash = |(value, weight): &(Arc<str>, NonZeroU32)| {
+            let mut request = Request::default();
+            request.headers_mut().insert(field?, HeaderValue::try_from(&**value).ok()?);
+            Some((by.hash(&request, seed), *weight))
+        };
+        let weights = settings.queue.weights.iter().filter_map(hash).collect();
+        Some(Self { by, weights })
+    }
 }
 
 /// Other settings of an upstream, with everything built that could fail.
@@ -46,7 +79,9 @@ impl Upstream {
         let checks = health::prepare(settings, &[])?.into_iter().flatten().collect();
         let (agents, checks) = (Mutex::new(agents), Mutex::new(checks));
         let by = ArcSwapOption::from_pointee(settings.balance.by.clone());
-        Ok(Self { name: Arc::clone(&settings.name), admission, agents, checks, by })
+        let seed = RandomState::new();
+        let keys = ArcSwapOption::new(Keys::new(settings, &seed).map(Arc::new));
+        Ok(Self { name: Arc::clone(&settings.name), admission, agents, checks, by, keys, seed })
     }
 
     /// Begins to ask the agents, if there are any, and to check the endpoints, if that is wanted.
@@ -86,6 +121,7 @@ impl Upstream {
     pub fn apply(&self, change: Change) {
         let Change { settings, endpoints, agents, checks } = change;
         self.by.store(settings.balance.by.clone().map(Arc::new));
+        self.keys.store(Keys::new(&settings, &self.seed).map(Arc::new));
         self.admission.apply(&settings, endpoints);
         let mut running = self.agents();
         *running = agent::merge(&settings, std::mem::take(&mut *running), agents);
@@ -120,6 +156,14 @@ impl Upstream {
     /// What is equal for requests that should go to the same endpoint.
     pub(super) fn affinity(&self, request: &Request) -> Option<u64> {
         self.by.load().as_ref()?.steady(request)
+    }
+
+    /// Which requests count together in the queue, and how much they weigh.
+    pub(super) fn tell_apart(&self, request: &Request, ask: &mut Ask) {
+        if let Some(keys) = self.keys.load().as_deref() {
+            ask.tenant = keys.by.hash(request, &self.seed);
+            ask.weight = keys.weights.get(&ask.tenant).copied().unwrap_or(NonZeroU32::MIN);
+        }
     }
 
     /// How many requests wait for a credit.

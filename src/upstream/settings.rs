@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::hash::Hasher as _;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use http::uri::{Authority, PathAndQuery};
 
 use crate::context::{Key, Steady};
 use crate::control::health::Thresholds;
-use crate::control::{breaker, choice, limit};
+use crate::control::{breaker, choice, limit, queue};
 
 /// One upstream: a named pool of endpoints that serve the same thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -245,18 +245,14 @@ pub enum CheckKind {
 }
 
 /// The waiting queue of an upstream, in front of all its endpoints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Queue {
-    /// How many may wait; 0 refuses at once when all credits are taken.
-    pub max: usize,
-    /// How long one may wait.
-    pub timeout: Duration,
-}
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self { max: 256, timeout: Duration::from_secs(1) }
-    }
+    /// Bounds, order and policies.
+    pub rules: queue::Rules,
+    /// Which requests count together, where that matters.
+    pub by: Option<Key>,
+    /// Values of the one field that `by` names, with their weights; all others weigh one.
+    pub weights: Vec<(Arc<str>, NonZeroU32)>,
 }
 
 /// The clocks of a call. An absent one is off.

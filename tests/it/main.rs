@@ -50,6 +50,7 @@ mod memory;
 mod metrics;
 mod open;
 mod published;
+mod queue;
 mod rate_limits;
 mod reload;
 mod scenarios;

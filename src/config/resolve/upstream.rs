@@ -1,8 +1,7 @@
 //! `[upstream.NAME]`
 
+use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
-
-use std::num::NonZeroUsize;
 
 use crate::config::HostPattern;
 use crate::config::breaker::Kind;
@@ -12,8 +11,10 @@ use crate::config::error::{Problem, quote};
 use crate::config::file;
 use crate::config::values::{Located, Many, Name, Tried};
 use crate::config::window::{Algorithm, InFlight};
+use crate::context::{Key, Part};
 use crate::control::choice::{self, Policy};
 use crate::control::health::Thresholds;
+use crate::control::queue::{DropPolicy, Hands, Order, Rules, Tenancy};
 use crate::control::{breaker, limit};
 use crate::upstream::{
     Address, Balance, CheckKind, EndpointSettings, HealthCheck, Limit, Pool, Protocol, Queue, Scheme, Settings,
@@ -48,7 +49,7 @@ pub(super) fn settings(
         balance,
         limit,
         published,
-        queue: Queue { max: usize::try_from(table.queue.max.0).unwrap_or(0), timeout: table.queue.timeout.0 },
+        queue: queue(table.queue, cx),
         breaker: table.breaker.0.as_ref().map(breaker),
         health: table.health.map(|health| self::health(health, table.protocol.value, cx)),
         timeout: Timeouts {
@@ -147,6 +148,50 @@ fn balance(table: file::Balance, endpoints: &Many<Located<Listed>>, cx: &mut Con
     }
     let choice = choice::Settings { policy, slow_start: table.slow_start.0 };
     Balance { choice, by: table.by.and_then(|Tried(by)| Some(by?.value)) }
+}
+
+fn queue(table: file::Queue, cx: &mut Context<'_>) -> Queue {
+    let key = table.by.as_ref().map(|by| &by.value);
+    let of_strangers = key.is_none_or(|key| key.parts().contains(&Part::Client));
+    let tenancy = match table.partitions {
+        Some(partitions) => {
+            let queues = NonZeroU16::new(u16::try_from(partitions.0).unwrap_or(u16::MAX)).unwrap_or(NonZeroU16::MIN);
+            Tenancy::Partitions(Hands::new(queues, count(table.hand.0).get()))
+        }
+        None if table.order != Order::Fair => Tenancy::One,
+        None if of_strangers => Tenancy::Strangers(Hands::for_strangers()),
+        None => Tenancy::Keys,
+    };
+    let replaces = table.drop.value == DropPolicy::ReplaceSameKey;
+    if let (Some(by), Tenancy::One, false) = (&table.by, tenancy, replaces) {
+        let problem = Problem::new("nothing in this queue goes by a key");
+        cx.found.error(&by.at, problem.hint("it is for `order = \"fair\"`, `partitions` and \"replace_same_key\""));
+    }
+    if replaces && table.by.is_none() {
+        let problem = Problem::new("\"replace_same_key\" needs a key");
+        cx.found.error(&table.drop.at, problem.hint("`by` says which requests have the same"));
+    }
+    let is_field = matches!(key.map(Key::parts), Some([Part::Header(_)]));
+    if let (Some((name, _)), false) = (table.weights.0.first(), is_field && tenancy != Tenancy::One) {
+        let problem = Problem::new("`weights` are for the values of one field that the queue goes by");
+        cx.found.error(&name.at, problem.hint("write `order = \"fair\"` and `by = \"header:NAME\"`"));
+    }
+    let weights = table.weights.0.into_iter();
+    let weights = weights.filter_map(|(name, weight)| Some((name.value.0, NonZeroU32::new(weight?.0)?))).collect();
+    let by = table.by.map(|by| by.value);
+    Queue {
+        weights,
+        by: (tenancy != Tenancy::One || replaces).then(|| by.unwrap_or_else(|| Part::Client.into())),
+        rules: Rules {
+            max: usize::try_from(table.max.0).unwrap_or(0),
+            max_bytes: table.max_bytes.0,
+            timeout: table.timeout.0,
+            order: table.order,
+            drop: table.drop.value,
+            tenancy,
+            sheds: table.controlled_delay.0,
+        },
+    }
 }
 
 fn endpoints(

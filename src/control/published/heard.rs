@@ -294,10 +294,10 @@ mod tests {
                                 out.push(slot);
                             }
                             Answer::Queued(ticket) => prop_assert!(ledger.leave(ticket)),
-                            Answer::Full(()) => {}
+                            Answer::Refused((), _) => {}
                         }
                     }
-                    Step::Release(which) if !out.is_empty() => ledger.release(&out.swap_remove(which % out.len())),
+                    Step::Release(which) if !out.is_empty() => ledger.release(&out.swap_remove(which % out.len()), *now),
                     Step::Release(_) => {}
                     Step::Pass(time) => {
                         *now += time;
@@ -312,7 +312,7 @@ mod tests {
             upstream.now += FRESH;
             upstream.expire();
             for slot in out {
-                upstream.ledger.release(&slot);
+                upstream.ledger.release(&slot, upstream.now);
             }
             for at in 0..2 {
                 prop_assert_eq!(upstream.ledger.credits_of(at, Class::Unary), Some((0, 9)));

@@ -1,11 +1,14 @@
 //! What a scenario says.
 
+use std::num::NonZeroU16;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
+use headworks::context::Priority;
 use headworks::control::choice::{self, Policy};
 use headworks::control::limit::{Bounds, Settings};
+use headworks::control::queue::{Hands, Order, Rules, Tenancy};
 use toml::{Table, Value};
 
 use super::service::Law;
@@ -115,13 +118,46 @@ pub(super) struct Clients {
     pub(super) reading: f64,
     /// How many keys there are, the first of them asked for most; zero when there are none.
     pub(super) keys: f64,
+    pub(super) groups: Vec<Group>,
+    pub(super) bursts: Option<Bursts>,
+    /// Crowds that come at once: when, and how many seconds they would keep the service busy.
+    pub(super) crowds: Vec<(f64, f64)>,
+    /// They try again when they are told to.
+    pub(super) obey: bool,
+}
+
+/// Clients of one kind.
+#[derive(Clone, Debug)]
+pub(super) struct Group {
+    /// Of all of them together, as a part of the load.
+    pub(super) share: f64,
+    /// How many different keys they have.
+    pub(super) keys: usize,
+    pub(super) priority: Priority,
+}
+
+/// Arrivals come in heaps: for `length` of every `every` the load is `peak` times as high, and else so low that the
+/// mean stays.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bursts {
+    pub(super) peak: f64,
+    pub(super) length: f64,
+    pub(super) every: f64,
+}
+
+impl Bursts {
+    /// By which the load is multiplied.
+    pub(super) fn factor(self, now: f64) -> f64 {
+        let part = self.length / self.every;
+        if now % self.every < self.length { self.peak } else { (1.0 - self.peak * part) / (1.0 - part) }
+    }
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Proxy {
     pub(super) count: usize,
     pub(super) limit: Settings,
-    pub(super) queue: usize,
+    pub(super) rules: Rules,
     pub(super) wait: f64,
     pub(super) balance: choice::Settings,
 }
@@ -227,12 +263,66 @@ fn clients(mut keys: Keys) -> Clients {
         slow: keys.number("slow", 0.0),
         reading: keys.time("reading", 0.0),
         keys: keys.number("keys", 0.0),
+        groups: groups(&mut keys),
+        bursts: keys.take("bursts").map(|bursts| {
+            let mut bursts = Keys::new("bursts", bursts.as_table().unwrap().clone());
+            let peak = bursts.number("peak", 3.0);
+            Bursts { peak, length: bursts.time("length", 0.04), every: bursts.time("every", 0.2) }
+        }),
+        crowds: keys
+            .tables("crowd")
+            .into_iter()
+            .map(|mut crowd| (crowd.time("at", 0.0), crowd.time("worth", 0.25)))
+            .collect(),
+        obey: keys.number("obey", 0.0) > 0.0,
     };
     keys.done();
     clients
 }
 
+fn groups(keys: &mut Keys) -> Vec<Group> {
+    let mut groups: Vec<_> = keys
+        .tables("group")
+        .into_iter()
+        .map(|mut group| Group {
+            share: group.number("share", 1.0),
+            keys: group.number("keys", 1.0) as usize,
+            priority: Priority::named(group.text("priority", "default").as_bytes()).unwrap(),
+        })
+        .collect();
+    if groups.is_empty() {
+        groups.push(Group { share: 1.0, keys: 1, priority: Priority::Default });
+    }
+    groups
+}
+
+fn rules(keys: &mut Keys, wait: f64) -> Rules {
+    let hands = |queues: f64, hand| Hands::new(NonZeroU16::new(queues as u16).unwrap(), hand);
+    Rules {
+        max: keys.number("queue", 1024.0) as usize,
+        timeout: span(wait),
+        order: match keys.text("order", "fifo").as_str() {
+            "fifo" => Order::Fifo,
+            "lifo" => Order::Lifo,
+            "priority" => Order::Priority,
+            "deadline" => Order::Deadline,
+            "fair" => Order::Fair,
+            other => panic!("unknown order {other}"),
+        },
+        tenancy: match keys.text("by", "").as_str() {
+            "" => Tenancy::One,
+            "keys" => Tenancy::Keys,
+            "strangers" => Tenancy::Strangers(Hands::for_strangers()),
+            "partitions" => Tenancy::Partitions(hands(keys.number("partitions", 64.0), 4)),
+            other => panic!("unknown tenants {other}"),
+        },
+        sheds: keys.number("sheds", 1.0) > 0.0,
+        ..Rules::default()
+    }
+}
+
 fn proxy(mut keys: Keys) -> Proxy {
+    let wait = keys.time("wait", 0.25);
     let limit = match keys.take("limit") {
         None => Settings::Adaptive(Bounds::default()),
         Some(limit) => Settings::Fixed(number(&limit) as usize),
@@ -240,8 +330,8 @@ fn proxy(mut keys: Keys) -> Proxy {
     let proxy = Proxy {
         count: keys.number("count", 1.0) as usize,
         limit,
-        queue: keys.number("queue", 256.0) as usize,
-        wait: keys.time("wait", 0.25),
+        rules: rules(&mut keys, wait),
+        wait,
         balance: choice::Settings {
             policy: match keys.text("policy", "least_loaded").as_str() {
                 "least_loaded" => Policy::LeastLoaded,

@@ -1,11 +1,11 @@
 //! Runs a scenario: clients, proxies and a service, event by event. The proxies are the product's own ledger and windows.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use headworks::control::choice::{Member, Sample};
-use headworks::control::credits::{Answer, Ask, Class, Ledger, Slot, Ticket};
+use headworks::control::credits::{Answer, Ask, Class, Ledger, Slot, Ticket, Turn};
 use headworks::control::limit::{Outcome, Start, View};
 use headworks::control::published::LoadReport;
 use headworks::control::published::heard::Heard;
@@ -21,6 +21,8 @@ const STEP: f64 = 0.1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Arrives,
+    /// So many at once.
+    Crowd(usize),
     Tries(usize),
     WaitedEnough(usize),
     Leaves(usize),
@@ -53,6 +55,16 @@ struct Request {
     is_over: bool,
 }
 
+/// One who wants one answer, and may try for it several times.
+#[derive(Clone, Copy, Debug)]
+struct User {
+    came: f64,
+    group: usize,
+    key: u64,
+    tries: u32,
+    is_served: bool,
+}
+
 #[derive(Debug)]
 struct Proxy {
     ledger: Ledger<usize>,
@@ -79,6 +91,8 @@ impl Proxy {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Step {
     arrived: usize,
+    /// Arrivals, and those who try again.
+    tried: usize,
     pub(super) good: usize,
     failed: usize,
     sent: usize,
@@ -106,7 +120,7 @@ pub(super) struct World {
     shared: Vec<u64>,
     proxies: Vec<Proxy>,
     requests: Vec<Request>,
-    tries: Vec<u32>,
+    users: Vec<User>,
     reading: usize,
     steps: Vec<Step>,
     /// When each good answer came, and how long it took.
@@ -121,6 +135,9 @@ impl World {
         world.at(STEP, Event::Step);
         for (number, change) in script.service.changes.iter().enumerate() {
             world.at(change.at, Event::Changes(number));
+        }
+        for (at, worth) in &script.clients.crowds {
+            world.at(*at, Event::Crowd((worth * script.service.capacity()) as usize));
         }
         if let Some(at) = script.service.joins {
             world.at(at, Event::Joins);
@@ -138,7 +155,8 @@ impl World {
     fn new(script: &Script) -> Self {
         let began = Instant::now();
         let proxy = |_| {
-            let mut ledger = Ledger::new(0, 0, Some(1024), script.proxy.queue);
+            let mut ledger = Ledger::new(0, 0, Some(1024), 0);
+            ledger.set_rules(script.proxy.rules);
             ledger.choice().set(script.proxy.balance);
             let mut proxy = Proxy { ledger, windows: Windows::default(), heard: Heard::default() };
             let late = usize::from(script.service.joins.is_some());
@@ -163,7 +181,7 @@ impl World {
             shared: vec![0; script.service.endpoints],
             proxies: (0..script.proxy.count).map(proxy).collect(),
             requests: Vec::new(),
-            tries: Vec::new(),
+            users: Vec::new(),
             reading: 0,
             steps: vec![Step::default()],
             latencies: Vec::new(),
@@ -189,15 +207,17 @@ impl World {
             Event::Arrives => {
                 let load =
                     self.script.clients.load.iter().rev().find(|(at, _)| *at <= self.now).map_or(0.0, |step| step.1);
-                let gap = self.luck.exponential() / (load.max(1e-6) * self.script.service.capacity());
+                let bursts = self.script.clients.bursts;
+                let most = load.max(1e-6) * bursts.map_or(1.0, |bursts| bursts.peak);
+                let gap = self.luck.exponential() / (most * self.script.service.capacity());
                 // A pause in the load must not outlast its end.
                 self.at(self.now + gap.min(0.5), Event::Arrives);
-                if gap <= 0.5 {
-                    self.step().arrived += 1;
-                    self.tries.push(0);
-                    self.tries(self.tries.len() - 1);
+                let part = bursts.map_or(1.0, |bursts| bursts.factor(self.now) / bursts.peak);
+                if gap <= 0.5 && (part >= 1.0 || self.luck.unit() < part) {
+                    self.comes();
                 }
             }
+            Event::Crowd(count) => (0..count).for_each(|_| self.comes()),
             Event::Tries(user) => self.tries(user),
             Event::WaitedEnough(id) => self.waited_enough(id),
             Event::Leaves(id) => self.leaves(id),
@@ -252,24 +272,49 @@ impl World {
         }
     }
 
+    /// One comes, of any group.
+    fn comes(&mut self) {
+        let groups = &self.script.clients.groups;
+        let all: f64 = groups.iter().map(|group| group.share).sum();
+        let mut luck = if groups.len() > 1 { self.luck.unit() * all } else { 0.0 };
+        let group = groups.iter().position(|group| {
+            luck -= group.share;
+            luck < 0.0
+        });
+        let group = group.unwrap_or(0);
+        let keys = groups[group].keys;
+        let key = if keys > 1 { (self.luck.unit() * keys as f64) as u64 } else { 0 };
+        // Keys are hashes.
+        let key = (key * 100 + group as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        self.step().arrived += 1;
+        self.users.push(User { came: self.now, group, key, tries: 0, is_served: false });
+        self.tries(self.users.len() - 1);
+    }
+
     fn tries(&mut self, user: usize) {
-        self.tries[user] += 1;
+        self.users[user].tries += 1;
+        self.step().tried += 1;
         let proxy = (self.luck.unit() * self.proxies.len() as f64) as usize;
         let id = self.requests.len();
         let keys = self.script.clients.keys;
         // The shares of the keys are as one to their number in the line.
         let affinity = (keys > 0.0).then(|| keys.powf(self.luck.unit()) as u64);
-        let ask = Ask { affinity, ..Ask::new(Class::Unary, self.began + span(self.now)) };
-        let answer = {
-            let proxy = &mut self.proxies[proxy];
-            let answer = proxy.ledger.acquire(&ask, || id);
-            if !matches!(answer, Answer::Granted(_)) {
-                proxy.windows.relieve(&mut proxy.ledger, ask.at);
-            }
-            match answer {
-                Answer::Full(id) => proxy.ledger.acquire(&ask, || id),
-                answer => answer,
-            }
+        let mut ask = Ask { affinity, ..Ask::new(Class::Unary, self.began + span(self.now)) };
+        ask.tenant = self.users[user].key;
+        ask.priority = self.script.clients.groups[self.users[user].group].priority;
+        let mut granted = self.proxies[proxy].ledger.try_acquire(&ask);
+        if granted.is_none() {
+            let at = &mut self.proxies[proxy];
+            at.windows.relieve(&mut at.ledger, ask.at);
+            self.hand_out(proxy);
+            granted = self.proxies[proxy].ledger.try_again(&ask);
+        }
+        let answer = match granted {
+            Some(slot) => Answer::Granted(slot),
+            None => match self.proxies[proxy].ledger.wait(&ask, id) {
+                Ok(ticket) => Answer::Queued(ticket),
+                Err((id, why)) => Answer::Refused(id, why),
+            },
         };
         self.requests.push(Request {
             user,
@@ -303,11 +348,7 @@ impl World {
                 self.at(self.now + self.script.proxy.wait, Event::WaitedEnough(id));
                 self.hand_out(proxy);
             }
-            Answer::Full(_) => {
-                self.step().refused += 1;
-                self.requests[id].is_over = true;
-                self.retries(id);
-            }
+            Answer::Refused(..) => self.refused(id),
         }
     }
 
@@ -354,6 +395,7 @@ impl World {
             self.learn(id, Sample::Answered(span(latency)));
             self.reports(id);
             self.step().good += 1;
+            self.users[self.requests[id].user].is_served = true;
             let waited = self.now - self.requests[id].arrived;
             self.latencies.push((self.now, waited));
             self.step().latency += waited;
@@ -454,7 +496,7 @@ impl World {
         let (slot, begun, start) = (request.slot.take(), request.begun.take(), request.start.take());
         let proxy = &mut self.proxies[at];
         if let Some(slot) = slot.or_else(|| proxy.windows.take_back(begun?)) {
-            proxy.ledger.release(&slot);
+            proxy.ledger.release(&slot, now);
         }
         if let Some(start) = start {
             proxy.windows.on_end(&mut proxy.ledger, endpoint, start, outcome, now);
@@ -463,15 +505,32 @@ impl World {
     }
 
     fn hand_out(&mut self, proxy: usize) {
-        while let Some((id, slot)) = self.proxies[proxy].ledger.grant() {
-            self.send(id, slot);
+        let now = self.instant();
+        while let Some(turn) = self.proxies[proxy].ledger.grant(now) {
+            match turn {
+                Turn::Granted(id, slot) => self.send(id, slot),
+                Turn::Dismissed(id, _) => self.refused(id),
+            }
         }
+    }
+
+    fn refused(&mut self, id: usize) {
+        self.step().refused += 1;
+        let request = &mut self.requests[id];
+        (request.is_over, request.ticket) = (true, None);
+        self.retries(id);
     }
 
     fn retries(&mut self, id: usize) {
         let user = self.requests[id].user;
-        if self.tries[user] < self.script.clients.tries {
-            let pause = 0.1 * f64::from(1 << (self.tries[user] - 1)) * self.luck.unit();
+        let tries = self.users[user].tries;
+        if tries < self.script.clients.tries {
+            let pause = if self.script.clients.obey {
+                let (now, luck) = (self.instant(), self.luck.unit());
+                self.proxies[self.requests[id].proxy].ledger.book(Class::Unary, now, luck).as_secs_f64()
+            } else {
+                0.1 * f64::from(1 << (tries - 1)) * self.luck.unit()
+            };
             self.at(self.now + pause, Event::Tries(user));
         }
     }
@@ -515,7 +574,37 @@ impl World {
                 windows.map(|steps| steps.iter().map(|step| step.good).sum::<usize>()).min().unwrap() as f64
                     / self.script.service.capacity()
             }
+            // Of those who came, those who got an answer in the end; how often they tried for it.
+            "served" => self.served_of(from, to, |_| true),
+            "tries" => {
+                let came: Vec<_> = self.users.iter().filter(|user| (from..to).contains(&user.came)).collect();
+                came.iter().map(|user| f64::from(user.tries)).sum::<f64>() / came.len() as f64
+            }
+            // The most that came within half a second, as a multiple of what the service could do.
+            "peak" => {
+                let windows = steps.windows((0.5 / STEP) as usize);
+                windows.map(|steps| steps.iter().map(|step| step.tried).sum::<usize>()).max().unwrap() as f64
+                    / (0.5 * self.script.service.capacity())
+            }
+            name if name.starts_with("served_") => {
+                let group: usize = name["served_".len()..].parse().unwrap();
+                self.served_of(from, to, |user| user.group == group)
+            }
+            // The least that any key of a group got.
+            name if name.starts_with("worst_") => {
+                let group: usize = name["worst_".len()..].parse().unwrap();
+                let of_group = self.users.iter().filter(|user| user.group == group);
+                let keys: BTreeSet<_> = of_group.map(|user| user.key).collect();
+                let shares = keys.into_iter().map(|key| self.served_of(from, to, |user| user.key == key));
+                shares.fold(f64::INFINITY, f64::min)
+            }
             other => panic!("there is no figure {other}"),
         }
+    }
+
+    fn served_of(&self, from: f64, to: f64, which: impl Fn(&User) -> bool) -> f64 {
+        let came = self.users.iter().filter(|user| (from..to).contains(&user.came) && which(user));
+        let (came, served) = came.fold((0, 0), |(came, served), user| (came + 1, served + usize::from(user.is_served)));
+        f64::from(served as u32) / f64::from(came)
     }
 }
