@@ -25,6 +25,9 @@
 //! | [`breaker`] | which endpoints are left out for a while, and when a whole upstream is |
 //! | [`health`] | whether an endpoint is up, by what its checks find |
 //! | [`report`] | nothing: it is what an attempt tells about its endpoint |
+//! | [`retry_budget`] | whether an upstream may be asked for one retry more |
+//! | [`recent`] | how long requests have taken of late |
+//! | [`drain_rate`] | when a refused client should come back |
 
 pub mod allowance;
 pub mod ask;
@@ -42,9 +45,11 @@ pub mod limit;
 pub mod overload;
 pub mod published;
 pub mod queue;
+pub mod recent;
 pub mod report;
 pub mod sketch;
 pub mod success_rate;
 pub mod surge;
 pub mod talkers;
+pub mod retry_budget;
 pub mod windows;
