@@ -21,7 +21,7 @@ use crate::control::surge::Window;
 use crate::layers::fault;
 use crate::layers::headers::Edit;
 use crate::layers::rate_limit::{Cost, TopTalkers};
-use crate::upstream::{self, HostPolicy};
+use crate::upstream::{self, Hedge, HostPolicy};
 
 /// What stands for a text that came from the environment or from a file.
 const HIDDEN: &str = "(hidden)";
@@ -209,6 +209,7 @@ fn forward(page: &mut Page, route: &Route, upstream: &upstream::Settings, show: 
         let slash = |path: &str| if path.is_empty() { "/".to_owned() } else { show(path) };
         page.layer("rewrite", [("path", format!("{} becomes {}", slash(&rewrite.strip), slash(&rewrite.replace)))]);
     }
+    page.layer("retry", retry(&route.retry));
     admission(page, upstream, show);
 
     let mut rows = vec![("upstream", show(&upstream.name))];
@@ -237,6 +238,33 @@ fn forward(page: &mut Page, route: &Route, upstream: &upstream::Settings, show: 
         rows.push(("tls", tls(&upstream.tls, show)));
     }
     page.layer("client", rows);
+}
+
+fn retry(retry: &upstream::Retry) -> Vec<(&'static str, String)> {
+    if retry.attempts == 0 && retry.hedge == Hedge::Off {
+        return vec![("attempts", "one only".to_owned())];
+    }
+    let upstream::On { connect, reset, timeout, unavailable, statuses } = &retry.on;
+    let words =
+        [(connect, "connect"), (reset, "reset"), (timeout, "timeout"), (unavailable, "grpc_unavailable")].into_iter();
+    let words = words.filter(|(is_on, _)| **is_on).map(|(_, word)| word.to_owned());
+    let on: Vec<_> = words.chain(statuses.iter().map(|status| status.as_u16().to_string())).collect();
+    let share = f64::from(retry.budget.share) / 1e4;
+    let hedge = match retry.hedge {
+        Hedge::Off => "off".to_owned(),
+        Hedge::Slowest => "after what 95% of answers do not need".to_owned(),
+        Hedge::After(time) => format!("after {}", show_duration(time)),
+    };
+    vec![
+        (
+            "attempts",
+            format!("{} beyond the first, after a pause of {} at most", retry.attempts, show_duration(retry.backoff)),
+        ),
+        ("on", if on.is_empty() { "nothing".to_owned() } else { on.join(", ") }),
+        ("budget", format!("{share}% of first attempts, or {} a second", retry.budget.floor)),
+        ("body", format!("kept up to {}", show_size(retry.max_body as u64))),
+        ("hedge", hedge),
+    ]
 }
 
 fn admission(page: &mut Page, upstream: &upstream::Settings, show: &impl Fn(&str) -> String) {

@@ -143,8 +143,9 @@ fn forward(
         .layer(ForwardLayer::new(route.forward.clone())) // the duties of an intermediary, which edits may override
         .option_layer(edits(route))
         .option_layer(route.rewrite.as_ref().map(RewriteLayer::new))
-        // A bounded wait for a credit, held until the body ends, and the attempt that it is good for.
-        .service(Calls::new(Arc::clone(upstream), route.timeout))
+        // A bounded wait for a credit, held until the body ends, and the attempt that it is good for. One that fails may
+        // be followed by another, with a credit of its own.
+        .service(Calls::new(Arc::clone(upstream), route.timeout, route.retry.clone()))
 }
 
 /// What serves a request that reaches no route: refused, and recorded like any other.

@@ -12,6 +12,7 @@
 //! | `fault` | what was done wrong to it on purpose |
 //! | `would_refuse` | why it would have been refused but for a `dry_run` |
 //! | `route`, `upstream`, `endpoint` | who served it |
+//! | `attempts`, `tried` | where there were several: how many, and the endpoint of each |
 //! | `queue_ms`, `first_byte_ms`, `total_ms` | the wait for a credit; from receipt to the upstream's head; to the end |
 //! | `bytes_in`, `bytes_out` | of the bodies, as far as they came |
 //! | `user_agent` | the one field that is logged |
@@ -21,7 +22,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{Method, StatusCode, Version};
 
-use crate::context::{Priority, RequestContext};
+use crate::context::{Notes, Priority, RequestContext};
 
 /// The form of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +91,13 @@ impl Line<'_> {
         json(out, "route", notes.route.get())?;
         json(out, "upstream", notes.upstream.get())?;
         json(out, "endpoint", notes.endpoint.get())?;
+        if let Some(attempts) = several(notes) {
+            write!(out, ",\"attempts\":{attempts},\"tried\":[")?;
+            for (number, endpoint) in notes.endpoint.iter().enumerate() {
+                write!(out, "{}\"{}\"", if number > 0 { "," } else { "" }, Escaped(endpoint))?;
+            }
+            out.push(']');
+        }
         for (key, elapsed) in self.clocks() {
             if let Some(elapsed) = elapsed {
                 write!(out, ",\"{key}_ms\":{}", Millis(elapsed))?;
@@ -116,6 +124,12 @@ impl Line<'_> {
         text(out, "route", notes.route.get())?;
         text(out, "upstream", notes.upstream.get())?;
         text(out, "endpoint", notes.endpoint.get())?;
+        if let Some(attempts) = several(notes) {
+            write!(out, " attempts={attempts} tried=")?;
+            for (number, endpoint) in notes.endpoint.iter().enumerate() {
+                write!(out, "{}{}", if number > 0 { "," } else { "" }, Escaped(endpoint))?;
+            }
+        }
         text(out, "client", Some(context.client_name()))?;
         text(out, "listener", Some(&context.connection().listener))?;
         text(out, "protocol", Some(format_args!("{:?}", self.protocol)))?;
@@ -135,6 +149,11 @@ impl Line<'_> {
         let notes = self.context.notes();
         [("queue", notes.queued.get()), ("first_byte", notes.first_byte.get()), ("total", Some(self.total))]
     }
+}
+
+/// How many attempts there were; none unless more than one.
+fn several(notes: &Notes) -> Option<usize> {
+    Some(notes.endpoint.iter().count()).filter(|attempts| *attempts > 1)
 }
 
 fn json(out: &mut String, key: &str, value: Option<impl fmt::Display>) -> fmt::Result {

@@ -54,9 +54,10 @@ fn an_exchange_with_everything() {
     let context = context();
     let notes = context.notes();
     notes.trace.set(TraceId::new(0xabc).expect("not zero")).expect("unset");
-    for (note, name) in [(&notes.route, "chat"), (&notes.upstream, "llm"), (&notes.endpoint, "10.0.0.1:8000")] {
+    for (note, name) in [(&notes.route, "chat"), (&notes.upstream, "llm")] {
         note.set(name.into()).expect("unset");
     }
+    notes.endpoint.add("10.0.0.1:8000".into());
     notes.queued.set(Duration::from_millis(7));
     notes.first_byte.set(Duration::from_micros(9_050));
     notes.set_reason(Reason::UpstreamReset);
@@ -198,4 +199,16 @@ fn what_cannot_be_written_is_counted() {
     log.write(&line(&context));
     log.close();
     assert_eq!(registry.counter("headworks_access_log_dropped_total", "", &[]).get(), 2);
+}
+
+#[test]
+fn several_attempts_are_told() {
+    let context = context();
+    for endpoint in ["a:1", "b:2"] {
+        context.notes().endpoint.add(endpoint.into());
+    }
+    let json = line(&context).render(Format::Json);
+    assert!(json.contains(",\"endpoint\":\"b:2\",\"attempts\":2,\"tried\":[\"a:1\",\"b:2\"],"), "{json}");
+    let text = line(&context).render(Format::Text);
+    assert!(text.contains(" endpoint=b:2 attempts=2 tried=a:1,b:2 "), "{text}");
 }

@@ -10,6 +10,7 @@ use super::faults::{Abort, Pace, Share};
 use super::limiter::{Amount, Cost, Days, Factor, Percent, Ramp, Rate, TimeOfDay};
 use super::listen::{ListenAddress, Mode, Peers};
 use super::priority::PriorityOf;
+use super::retry::{Retry, RouteRetry};
 use super::section::section;
 use super::store::{Hidden, StoreUrl};
 use super::values::{
@@ -17,7 +18,7 @@ use super::values::{
 };
 use super::web::{FieldTest, FieldValue, Fields, Level, Prefix, Switch, Target};
 use super::weights::Weights;
-use super::window::{Algorithm, InFlight};
+use super::window::InFlight;
 use super::{AccessLog, HostPattern, PathPattern};
 use crate::context::{Key, Priority};
 use crate::control::allowance::Field as TimeField;
@@ -229,6 +230,8 @@ section! {
         breaker: Off<Breaker>, default = {};
         /// Checks of each endpoint beside the requests; absent, there are none.
         health: Health, optional;
+        /// When a request is tried again.
+        retry: Retry, default = {};
         /// The clocks of a call.
         timeout: UpstreamTimeout, default = {};
         /// The bounds of the connection pool, per endpoint.
@@ -281,18 +284,6 @@ section! {
         url: Located<AgentUrl>, required;
         /// How often it is asked, give or take a tenth; 100ms to 5s.
         interval: Located<Time>, default = "1s";
-    }
-
-    /// How the limit is found.
-    Window "`in_flight`" {
-        /// "knee" is where more requests would only wait inside the service.
-        algorithm: Algorithm, default = "knee";
-        /// Never fewer.
-        min: Count, default = 2;
-        /// Never more.
-        max: Located<Count>, default = 10000;
-        /// Before anything is known.
-        initial: Count, default = 8;
     }
 
     /// The waiting queue in front of all endpoints.
@@ -423,6 +414,8 @@ section! {
         shed: Shed, optional;
         /// What clients say of the time that they wait.
         deadline: Deadline, optional;
+        /// When a request is tried again, where it differs from the upstream's.
+        retry: RouteRetry, optional;
         /// Bytes of a request's body at most, or "off", where it differs from `[server]`.
         max_body_size: Off<Size<1, TIB>>, optional;
         /// The client's clocks, where they differ from `[stream]`.

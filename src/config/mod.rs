@@ -14,6 +14,7 @@
 //! | `agent.rs` | what is written about agents that know the credits of endpoints |
 //! | `limiter.rs` | rates, and when they are raised |
 //! | `store.rs` | where the shared store is |
+//! | `retry.rs` | what is written about retries |
 //! | `effective.rs` | every key with its value, secrets hidden |
 //! | `units.rs` | durations, sizes and rates, read and printed |
 //! | `priority.rs` | how much the requests of a route matter |
@@ -36,6 +37,7 @@ mod load;
 mod net;
 mod priority;
 mod resolve;
+mod retry;
 mod section;
 mod store;
 mod suggest;
@@ -283,6 +285,8 @@ pub struct Route {
     pub success_rate: Option<NonZeroU32>,
     /// What clients say of the time that they wait.
     pub deadline: deadline::Settings,
+    /// Overrides the upstream's.
+    pub retry: upstream::Retry,
     /// A client that takes nothing for this long is cut.
     pub stall_timeout: Duration,
     /// What the body of a request is held to.

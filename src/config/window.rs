@@ -6,7 +6,23 @@ use toml::de::DeValue;
 use super::Secrets;
 use super::decode::{Context, Decode, Node, Scalar, wrong_type};
 use super::error::{Problem, quote};
-use super::file::{Count, Window};
+use super::file::Count;
+use super::section::section;
+use super::values::Located;
+
+section! {
+    /// How the limit is found.
+    Window "`in_flight`" {
+        /// "knee" is where more requests would only wait inside the service.
+        algorithm: Algorithm, default = "knee";
+        /// Never fewer.
+        min: Count, default = 2;
+        /// Never more.
+        max: Located<Count>, default = 10000;
+        /// Before anything is known.
+        initial: Count, default = 8;
+    }
+}
 
 const WHAT: &str = "\"adaptive\", a number, or a table with `min` and `max`";
 

@@ -46,7 +46,7 @@ pub use fault::{Done, Fault};
 pub use id::{NoId, RequestId, TraceId};
 pub use key::{Key, Part, Steady};
 pub use memory::{Memory, Reserved, Shares};
-pub use notes::{Asked, Elapsed, Notes};
+pub use notes::{Asked, Elapsed, Notes, Tried};
 pub use priority::Priority;
 
 /// A request as it travels through the layers.
@@ -117,6 +117,14 @@ impl RequestContext {
     #[must_use]
     pub fn is_crowded(&self, millionths: u32) -> bool {
         self.0.connection.memory().is_some_and(|memory| memory.is_above(millionths))
+    }
+
+    /// Gives a part of what was reserved back before the end.
+    pub fn give_back(&self, bytes: u64) {
+        if let Some(memory) = self.0.connection.memory() {
+            self.0.reserved.fetch_sub(bytes, Relaxed);
+            memory.release(bytes);
+        }
     }
 
     /// The request's id.

@@ -19,9 +19,9 @@ pub struct Notes {
     pub route: OnceLock<Arc<str>>,
     /// Name of the upstream.
     pub upstream: OnceLock<Arc<str>>,
-    /// Address of the endpoint that answered.
-    pub endpoint: OnceLock<Arc<str>>,
-    /// Time in the waiting queue.
+    /// Addresses of the endpoints that were asked.
+    pub endpoint: Tried,
+    /// Time in the waiting queue, over all attempts.
     pub queued: Elapsed,
     /// From the request's receipt to the upstream's response head.
     pub first_byte: Elapsed,
@@ -92,6 +92,44 @@ impl Notes {
     }
 }
 
+/// The endpoints that were asked for one request, in their order: one for each attempt, so they are few.
+#[derive(Debug, Default)]
+pub struct Tried {
+    endpoint: OnceLock<Arc<str>>,
+    next: OnceLock<Box<Self>>,
+    /// The place of the one whose answer was taken, from 1 on; 0: the last.
+    taken: AtomicU8,
+}
+
+impl Tried {
+    /// One more is asked.
+    pub fn add(&self, endpoint: Arc<str>) {
+        if let Err(endpoint) = self.endpoint.set(endpoint) {
+            self.next.get_or_init(Box::default).add(endpoint);
+        }
+    }
+
+    /// Of several that were asked at once, the answer of this one is taken.
+    pub fn take(&self, place: usize) {
+        self.taken.store(u8::try_from(place + 1).unwrap_or(0), Relaxed);
+    }
+
+    /// The one that answers, or was asked last.
+    #[must_use]
+    pub fn get(&self) -> Option<&Arc<str>> {
+        match usize::from(self.taken.load(Relaxed)) {
+            0 => self.iter().last(),
+            place => self.iter().nth(place - 1),
+        }
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<str>> {
+        let all = std::iter::successors(Some(self), |tried| tried.next.get().map(Box::as_ref));
+        all.filter_map(|tried| tried.endpoint.get())
+    }
+}
+
 /// What a request asks for. Copies, since the originals would keep the connection's whole read buffer alive.
 #[derive(Clone, Debug)]
 pub struct Asked {
@@ -151,6 +189,11 @@ impl Elapsed {
         self.0.store(0, Relaxed);
     }
 
+    /// Adds to what was written down.
+    pub fn add(&self, elapsed: Duration) {
+        self.set(self.get().unwrap_or_default() + elapsed);
+    }
+
     /// Reads it; none when never written.
     #[must_use]
     pub fn get(&self) -> Option<Duration> {
@@ -161,6 +204,19 @@ impl Elapsed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_one_that_answers_is_the_last_unless_another_is_taken() {
+        let tried = Tried::default();
+        assert!(tried.get().is_none());
+        for name in ["a", "b", "c"] {
+            tried.add(name.into());
+            assert_eq!(tried.get().map(|name| &**name), Some(name));
+        }
+        tried.take(1);
+        assert_eq!(tried.get().map(|name| &**name), Some("b"));
+        assert_eq!(tried.iter().map(|name| &**name).collect::<Vec<_>>(), ["a", "b", "c"]);
+    }
 
     #[test]
     fn the_first_reason_stands() {

@@ -270,6 +270,23 @@ impl<W> Ledger<W> {
         Some(endpoint)
     }
 
+    /// A credit of another endpoint than the one to avoid, at once: none when that would be to wait, or to overtake.
+    pub fn take_other(&mut self, ask: &Ask) -> Option<Slot> {
+        if self.waiting() > 0 {
+            return None;
+        }
+        let ask = Ask { class: self.effective(ask.class), ..*ask };
+        let endpoint = self.take(&ask)?;
+        if ask.avoid == Some(endpoint) {
+            // As if it had never been out: there is nothing to learn from it.
+            let purse = self.accounts.get_mut(endpoint)?.purse(ask.class);
+            purse.used = purse.used.saturating_sub(1);
+            return None;
+        }
+        let charge = self.line_mut(ask.class).queue.charge(&ask);
+        Some(Slot { endpoint, class: ask.class, since: ask.at, charge })
+    }
+
     /// Takes a credit back. Ask [`Ledger::grant`] afterwards.
     pub fn release(&mut self, slot: &Slot, now: Instant) {
         self.line_mut(slot.class).queue.on_return(slot.charge, now.saturating_duration_since(slot.since), now);
@@ -484,6 +501,23 @@ mod tests {
         ledger.set_limit(1, Class::Unary, 1);
         assert_eq!(granted(ledger.acquire(&ask(Class::Unary), || 9)).endpoint(), 2);
         assert_eq!(ledger.acquire(&ask(Class::Unary), || 10), Answer::Refused(10, Dismissal::Full));
+    }
+
+    #[test]
+    fn another_attempt_goes_to_another_endpoint_where_one_has_room() {
+        let mut ledger = Ledger::new(2, 2, None, 1);
+        let again = Ask { avoid: Some(0), ..ask(Class::Unary) };
+        let slots = [(), ()].map(|()| granted(ledger.acquire(&again, || 0)));
+        assert!(slots.iter().all(|slot| slot.endpoint() == 1));
+        assert_eq!(ledger.take_other(&again), None, "the other is full");
+        assert_eq!(ledger.used_by(0), 0);
+        let same = granted(ledger.acquire(&again, || 0));
+        assert_eq!(same.endpoint(), 0, "better than to wait");
+        let other = ledger.take_other(&Ask { avoid: Some(1), ..again }).expect("one is free");
+        queued(ledger.acquire(&again, || 0));
+        ledger.release(&slots[0], Instant::now());
+        assert_eq!(ledger.take_other(&again), None, "somebody waits");
+        assert_eq!(other.endpoint(), 0);
     }
 
     #[test]

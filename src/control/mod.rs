@@ -27,7 +27,6 @@
 //! | [`report`] | nothing: it is what an attempt tells about its endpoint |
 //! | [`retry_budget`] | whether an upstream may be asked for one retry more |
 //! | [`recent`] | how long requests have taken of late |
-//! | [`drain_rate`] | when a refused client should come back |
 
 pub mod allowance;
 pub mod ask;
@@ -47,9 +46,9 @@ pub mod published;
 pub mod queue;
 pub mod recent;
 pub mod report;
+pub mod retry_budget;
 pub mod sketch;
 pub mod success_rate;
 pub mod surge;
 pub mod talkers;
-pub mod retry_budget;
 pub mod windows;

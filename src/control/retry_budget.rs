@@ -1,10 +1,10 @@
 //! How many retries an upstream may be asked for: a share of its first attempts, and a few a second. A service that
 //! fails gets little more to do than one that does not, however many clients want it to try again.
 //!
-//! A token bucket after Finagle's `RetryBudget`, in millionths of a retry and whole numbers only, so that no rounding adds
-//! up: from any moment on, what the retries cost is at most [`BURST`], and the share of each first attempt since ten
-//! seconds before, and the floor for each second. What first attempts have brought is good for ten seconds. Hedges
-//! are retries that have a second, smaller share for themselves.
+//! A token bucket after Finagle's `RetryBudget`, in millionths of a retry and whole numbers only, so that no rounding
+//! adds up: from any moment on, what the retries cost is at most the burst of ten, and the share of each first attempt
+//! since ten seconds before, and the floor for each second. What first attempts have brought is good for ten seconds.
+//! Hedges are retries that have a second, smaller share for themselves.
 
 use std::time::Duration;
 
@@ -108,9 +108,15 @@ impl RetryBudget {
         Ok(())
     }
 
-    /// The same for a hedge.
+    /// Whether there is a hedge left in its own share.
+    #[must_use]
+    pub fn has_hedge(&self) -> bool {
+        self.hedges >= COST
+    }
+
+    /// The same as [`RetryBudget::take`] for a hedge.
     pub fn take_for_hedge(&mut self, others: usize, now: Instant) -> Result<(), Denied> {
-        if self.hedges < COST {
+        if !self.has_hedge() {
             return Err(Denied::Budget);
         }
         self.take(others, now)?;

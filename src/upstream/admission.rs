@@ -203,6 +203,10 @@ impl Admission {
         self.0.books().is_down(about)
     }
 
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.0
+    }
+
     /// How many wait.
     #[must_use]
     pub fn waiting(&self) -> usize {

@@ -15,6 +15,7 @@ use crate::control::choice::Sample;
 use crate::control::credits::{Class, Ledger, Slot};
 use crate::control::limit::{Outcome, Start};
 use crate::control::report::{Report, Verdict};
+use crate::control::retry_budget::RetryBudget;
 use crate::control::windows::{Limits, SetBy, Windows};
 use crate::entropy;
 use crate::error::{ProxyError, Reason};
@@ -29,6 +30,7 @@ pub(super) struct Books<W> {
     pub(super) ledger: Ledger<W>,
     pub(super) windows: Windows,
     pub(super) published: Published,
+    pub(super) retries: RetryBudget,
     pub(super) max_wait: Duration,
     breakers: Breakers,
     news: Vec<News>,
@@ -132,6 +134,7 @@ impl<W> Books<W> {
             ),
             windows: Windows::default(),
             published: Published::default(),
+            retries: RetryBudget::new(settings.retry.budget, Instant::now()),
             max_wait: settings.queue.rules.timeout,
             breakers: Breakers::new(settings.breaker, Instant::now()),
             news: Vec::new(),
@@ -153,6 +156,7 @@ impl<W> Books<W> {
         self.is_checked = settings.health.is_some();
         self.max_wait = settings.queue.rules.timeout;
         self.ledger.set_rules(settings.queue.rules);
+        self.retries.apply(settings.retry.budget, Instant::now());
         self.ledger.set_apart(settings.limit.streams.is_some());
         self.ledger.choice().set(settings.balance.choice);
         // Where all are new, none is spared.

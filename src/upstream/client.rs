@@ -97,6 +97,11 @@ impl Client {
         Err(Reason::Internal.into())
     }
 
+    /// Whether a connection may turn out to be one of HTTP/2.
+    pub(super) fn may_speak_http2(&self) -> bool {
+        self.version != Some(Version::Http1)
+    }
+
     /// Whether connections are closed as soon as nobody uses them, those that idle at once.
     pub fn set_closing(&self, is_closing: bool) {
         self.pool.set_closing(is_closing);
@@ -168,7 +173,6 @@ impl Client {
     }
 }
 
-/// hyper keeps what it is given, and a refused stream does not return it: so h2 requests without a body are copied.
 /// What the client said of its time, less what was spent until here: an upstream that works on after its client has
 /// given up works for nobody.
 fn tell_time_left(request: &mut Request) {
@@ -179,6 +183,7 @@ fn tell_time_left(request: &mut Request) {
     request.extensions_mut().insert(said);
 }
 
+/// hyper keeps what it is given, and a refused stream does not return it: so h2 requests without a body are copied.
 fn without_body(request: &Request) -> Request {
     let mut copy = http::Request::new(Body::empty());
     *copy.method_mut() = request.method().clone();

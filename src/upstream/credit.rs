@@ -43,6 +43,8 @@ pub struct Credit {
     answered_after: Option<Duration>,
     /// What is told of the endpoint when the credit comes back; none when all has been told.
     report: Option<Report>,
+    /// Not for a retry or a hedge.
+    is_first: bool,
 }
 
 impl Credit {
@@ -67,6 +69,7 @@ impl Credit {
             answered_after: None,
             // Whoever drops a credit without a word has lost interest.
             report: Some(Report::unknown(Duration::ZERO)),
+            is_first: true,
         }
     }
 
@@ -74,6 +77,18 @@ impl Credit {
     #[must_use]
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
+    }
+
+    /// The endpoint's account in the ledger.
+    pub(super) fn account(&self) -> usize {
+        self.account
+    }
+
+    /// It is for an attempt that is not the first of its request.
+    #[must_use]
+    pub(super) fn for_retry(mut self) -> Self {
+        self.is_first = false;
+        self
     }
 
     /// There will be no answer.
@@ -178,6 +193,9 @@ impl Drop for Credit {
             }
             let told = report.map(|report| (&mut self.pass, report));
             books.finish(&slot, told, learned, now);
+            if self.is_first {
+                books.retries.on_first(now);
+            }
         }
         hand_out(&self.shared);
     }

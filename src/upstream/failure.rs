@@ -24,7 +24,7 @@ pub(super) fn reason(error: &hyper::Error) -> Reason {
 
 /// Whether the peer says that it has not looked at the request: a refused stream, or one beyond the last that a
 /// GOAWAY covers. Then it may be sent again, whatever its method.
-pub(super) fn is_unprocessed(error: &hyper::Error) -> bool {
+pub(super) fn is_unprocessed(error: &(dyn StdError + 'static)) -> bool {
     find::<h2::Error>(error).is_some_and(|error| {
         error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
     })

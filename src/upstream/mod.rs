@@ -8,6 +8,8 @@
 //! | `admission.rs` | [`Admission`]: credits, and the one queue in front of all endpoints |
 //! | `books.rs` | what the lock of admission guards: credits, and who stands behind them |
 //! | `news.rs` | what breakers do, told to operators |
+//! | `retry/` | [`Retry`]: what is tried again, after which pause, and what is kept for it |
+//! | `retries.rs` | whether one more attempt may be made now |
 //! | `credit.rs` | [`Credit`]: leave to use one endpoint once, and what its use tells |
 //! | `agent.rs` | asks agents for the credits of endpoints |
 //! | `published.rs` | what endpoints report of their load, and what is said of it to those in front |
@@ -41,6 +43,8 @@ mod io;
 mod news;
 mod pool;
 mod published;
+mod retries;
+mod retry;
 mod service;
 mod settings;
 mod target;
@@ -54,6 +58,7 @@ pub use client::{Client, UpgradeLease};
 pub use credit::Credit;
 pub use endpoint::Endpoint;
 pub use pool::PoolStats;
+pub use retry::{Hedge, On, Retry};
 pub use service::{Change, Upstream};
 pub use settings::{
     Address, Agent, Balance, CheckKind, EndpointSettings, HealthCheck, HostPolicy, Limit, Poll, Pool, Protocol,

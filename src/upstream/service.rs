@@ -7,14 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
+use tokio::time::Instant;
 
 use super::admission::EndpointState;
 use super::agent::{self, Asker};
 use super::endpoint::{Endpoint, Recipe};
 use super::health::{self, Check};
-use super::{Admission, ClientError, Settings};
+use super::{Admission, ClientError, Settings, retry};
 use crate::context::{Key, Part, Request};
 use crate::control::credits::Ask;
+use crate::control::recent::Recent;
 use crate::metrics::Registry;
 
 /// A pool of endpoints that serve the same thing, with the one queue in front of them.
@@ -34,6 +36,9 @@ pub struct Upstream {
     keys: ArcSwapOption<Keys>,
     /// No client knows it, and so none can choose a hash.
     seed: RandomState,
+    pub(super) retries: retry::Metrics,
+    /// How long answers took to begin; measured where somebody wants to know.
+    latencies: Mutex<Recent>,
 }
 
 /// Keys of requests, by their hashes.
@@ -81,7 +86,10 @@ impl Upstream {
         let by = ArcSwapOption::from_pointee(settings.balance.by.clone());
         let seed = RandomState::new();
         let keys = ArcSwapOption::new(Keys::new(settings, &seed).map(Arc::new));
-        Ok(Self { name: Arc::clone(&settings.name), admission, agents, checks, by, keys, seed })
+        let retries = retry::Metrics::new(registry, &settings.name);
+        let latencies = Mutex::new(Recent::new(Instant::now()));
+        let name = Arc::clone(&settings.name);
+        Ok(Self { name, admission, agents, checks, by, keys, seed, retries, latencies })
     }
 
     /// Begins to ask the agents, if there are any, and to check the endpoints, if that is wanted.
@@ -170,6 +178,11 @@ impl Upstream {
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.admission.waiting()
+    }
+
+    /// How long answers took to begin.
+    pub(super) fn latencies(&self) -> MutexGuard<'_, Recent> {
+        self.latencies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins the drain of an endpoint, or ends it: a draining one gets no more requests, those it has go on, and its

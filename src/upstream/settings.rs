@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::uri::{Authority, PathAndQuery};
 
+use super::retry::Retry;
 use crate::context::{Key, Steady};
 use crate::control::health::Thresholds;
 use crate::control::{breaker, choice, limit, queue};
@@ -41,6 +42,8 @@ pub struct Settings {
     pub health: Option<HealthCheck>,
     /// The clocks of a call.
     pub timeout: Timeouts,
+    /// When a request is tried again.
+    pub retry: Retry,
     /// Bounds of the connection pool, per endpoint.
     pub pool: Pool,
     /// TLS towards the endpoints that use it.
@@ -348,6 +351,7 @@ impl Settings {
             breaker: Some(breaker::Settings::default()),
             health: None,
             timeout: Timeouts::default(),
+            retry: Retry::default(),
             pool: Pool::default(),
             tls: Tls::default(),
             buffer: 16 * 1024,

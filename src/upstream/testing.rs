@@ -89,6 +89,7 @@ pub(super) fn settings(address: Address) -> Settings {
         breaker: None,
         health: None,
         timeout: Timeouts { connect: Duration::from_secs(5), ..Timeouts::default() },
+        retry: Retry::default(),
         pool: Pool { idle_timeout: Duration::from_secs(30), ..Pool::default() },
         tls: Tls::default(),
         buffer: 64 * 1024,

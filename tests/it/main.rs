@@ -53,6 +53,7 @@ mod published;
 mod queue;
 mod rate_limits;
 mod reload;
+mod retry;
 mod scenarios;
 mod sdk;
 mod secrets;

@@ -9,11 +9,12 @@ use crate::config::decode::Context;
 use crate::config::error::{Problem, Span, quote};
 use crate::config::file;
 use crate::config::priority::PriorityOf;
+use crate::config::retry::RouteRetry;
 use crate::config::values::{Located, Many, Name, Off, Size, Tried};
 use crate::config::web::{FieldValue, Fields, not_editable};
 use crate::config::{Action, HeaderMatch, Listener, Match, Route, Stream};
 use crate::layers::{deadline, fault, forward, headers, priority, rewrite};
-use crate::upstream::{Settings, Timeouts};
+use crate::upstream::{Retry, Settings, Timeouts};
 
 /// What a route can refer to.
 pub(super) struct Known<'a> {
@@ -60,6 +61,7 @@ fn implied(known: &Known<'_>, cx: &mut Context<'_>) -> Option<Route> {
             priority: priority::Settings::default(),
             success_rate: None,
             deadline: deadline::Settings::default(),
+            retry: upstream.retry.clone(),
             stall_timeout: known.stream.stall_timeout,
             upload: known.stream.upload,
             allow_half_close: false,
@@ -94,6 +96,7 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
     let answers = table.upstream.is_none() && (table.respond.is_some() || table.redirect.is_some());
     let action = action(&table.at, table.upstream, table.respond, table.redirect, known, cx);
     if answers {
+        let retry_at = table.retry.as_ref().map(|retry| retry.at.clone());
         let deadline_at = table.deadline.as_ref().map(|deadline| deadline.at.clone());
         let priority_at = table.priority.as_ref().map(|priority| priority.at.clone());
         let shed_at = table.shed.as_ref().map(|shed| shed.at.clone());
@@ -103,6 +106,7 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
             ("`priority` is set", priority_at),
             ("`shed` is set", shed_at),
             ("`deadline` is set", deadline_at),
+            ("`retry` is set", retry_at),
         ] {
             if let Some(at) = at {
                 cx.found.error(&at, format!("{key}, but the route forwards to no upstream"));
@@ -110,10 +114,7 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
         }
     }
     let action = action?;
-    let base = match action {
-        Action::Forward(index) => known.upstreams.get(index)?.timeout,
-        _ => Timeouts::default(),
-    };
+    let (timeout, retry) = calls(&action, table.timeout, table.retry, known)?;
     Some(Route {
         name: name.0,
         forward: forward::Settings {
@@ -125,16 +126,30 @@ fn route(name: Name, table: file::Route, known: &Known<'_>, cx: &mut Context<'_>
         headers,
         fault,
         rate_limits,
-        timeout: timeouts(table.timeout, base),
+        timeout,
         priority: priority(table.priority),
         success_rate: table.shed.and_then(|shed| shed.success_rate.0).map(|share| share.0),
         deadline: deadline(table.deadline),
+        retry,
         allow_half_close: table.allow_half_close.0,
         publish_pressure: table.publish_pressure.0,
         upload: upload(table.max_body_size, &table.stream, known.stream.upload),
         stall_timeout: table.stream.stall_timeout.map_or(known.stream.stall_timeout, |time| time.0),
         action,
     })
+}
+
+/// How an upstream is called: its own settings, and what the route has in their place.
+fn calls(
+    action: &Action,
+    timeout: Option<file::RouteTimeout>,
+    retry: Option<RouteRetry>,
+    known: &Known<'_>,
+) -> Option<(Timeouts, Retry)> {
+    let &Action::Forward(index) = action else { return Some((Timeouts::default(), Retry::default())) };
+    let upstream = known.upstreams.get(index)?;
+    let attempts = retry.and_then(|retry| retry.attempts).map_or(upstream.retry.attempts, |number| number.0);
+    Some((timeouts(timeout, upstream.timeout), Retry { attempts, ..upstream.retry.clone() }))
 }
 
 fn timeouts(table: Option<file::RouteTimeout>, base: Timeouts) -> Timeouts {

@@ -9,16 +9,17 @@ use crate::config::decode::Context;
 use crate::config::endpoint::Listed;
 use crate::config::error::{Problem, quote};
 use crate::config::file;
+use crate::config::retry::{Event, Retry as RetryTable};
 use crate::config::values::{Located, Many, Name, Tried};
-use crate::config::window::{Algorithm, InFlight};
+use crate::config::window::{Algorithm, InFlight, Window};
 use crate::context::{Key, Part};
 use crate::control::choice::{self, Policy};
 use crate::control::health::Thresholds;
 use crate::control::queue::{DropPolicy, Hands, Order, Rules, Tenancy};
-use crate::control::{breaker, limit};
+use crate::control::{breaker, limit, retry_budget};
 use crate::upstream::{
-    Address, Balance, CheckKind, EndpointSettings, HealthCheck, Limit, Pool, Protocol, Queue, Scheme, Settings,
-    Timeouts, Tls,
+    Address, Balance, CheckKind, EndpointSettings, HealthCheck, Limit, On, Pool, Protocol, Queue, Retry, Scheme,
+    Settings, Timeouts, Tls,
 };
 
 use super::count;
@@ -58,6 +59,7 @@ pub(super) fn settings(
             idle: table.timeout.idle.0,
             total: table.timeout.total.0,
         },
+        retry: retry(&table.retry),
         pool: Pool {
             max_connections: connections,
             max_idle: usize::try_from(table.pool.max_idle.0).unwrap_or(0),
@@ -95,6 +97,28 @@ fn health(table: file::Health, protocol: Protocol, cx: &mut Context<'_>) -> Heal
     }
 }
 
+fn retry(table: &RetryTable) -> Retry {
+    let on = |event: Event| table.on.items.contains(&event);
+    let statuses = table.on.items.iter().filter_map(|event| match event {
+        Event::Status(status) => Some(*status),
+        _ => None,
+    });
+    Retry {
+        attempts: table.attempts.0,
+        on: On {
+            connect: on(Event::Connect),
+            reset: on(Event::Reset),
+            timeout: on(Event::Timeout),
+            unavailable: on(Event::Unavailable),
+            statuses: statuses.collect(),
+        },
+        budget: retry_budget::Settings { share: table.budget.0.get(), floor: table.floor.0 },
+        max_body: table.max_body.0,
+        backoff: table.backoff.0,
+        hedge: table.hedge.0,
+    }
+}
+
 fn limit(table: file::Limit, most: Option<NonZeroUsize>, cx: &mut Context<'_>) -> Limit {
     let streams = table.streams.map(|streams| count(streams.0));
     let bounds = match table.in_flight {
@@ -103,7 +127,7 @@ fn limit(table: file::Limit, most: Option<NonZeroUsize>, cx: &mut Context<'_>) -
         }
         InFlight::Adaptive => limit::Bounds::default(),
         InFlight::Window(window) => {
-            let file::Window { algorithm: Algorithm, min, max, initial, .. } = *window;
+            let Window { algorithm: Algorithm, min, max, initial, .. } = *window;
             if max.value.0 < min.0 {
                 cx.found.error(&max.at, "`max` is less than `min`");
             }

@@ -38,7 +38,7 @@ pub(crate) use certs::Certs;
 pub(crate) use client::{Answer, Payload, Raw, channel, empty, get, h1, h2, h2_over, h2_tls, request};
 pub(crate) use flood::Flood;
 pub(crate) use metrics::Metrics;
-pub(crate) use origin::{Origin, Record};
+pub(crate) use origin::{Origin, Record, Scene, ScriptFuture};
 pub(crate) use proxy::{Proxy, run};
 pub(crate) use python::python;
 pub(crate) use redis::Redis;

@@ -288,6 +288,16 @@ impl Origin {
         Self::tcp(Speaks::H2c, None, Arc::new(move |request, scene| Box::pin(script(request, scene)) as ScriptFuture))
     }
 
+    /// The same over TLS; the version is what ALPN agreed on.
+    pub(crate) fn scripted_tls<F, R>(config: ServerConfig, script: F) -> Self
+    where
+        F: Fn(OriginRequest, Scene) -> R + Send + Sync + 'static,
+        R: Future<Output = Response<Script>> + Send + 'static,
+    {
+        let handler = move |request, scene| Box::pin(script(request, scene)) as ScriptFuture;
+        Self::tcp(Speaks::Tls, Some(TlsAcceptor::from(Arc::new(config))), Arc::new(handler))
+    }
+
     /// HTTP/1.1 on a socket file.
     pub(crate) fn unix(path: &Path) -> Self {
         let runtime = runtime();
