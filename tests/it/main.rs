@@ -49,6 +49,7 @@ mod isolation;
 mod memory;
 mod metrics;
 mod open;
+mod overload;
 mod published;
 mod queue;
 mod rate_limits;

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::script;
+use crate::support::Luck;
 
 /// How long requests take.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,33 +32,6 @@ impl Law {
                 if luck.unit() < 0.9 { short } else { 20.0 * short }
             }
         }
-    }
-}
-
-/// A repeatable sequence of random numbers.
-#[derive(Clone, Debug)]
-pub(super) struct Luck(u64);
-
-impl Luck {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
-    }
-
-    /// From 0 up to, not including, 1: `SplitMix64`.
-    pub(super) fn unit(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
-    }
-
-    pub(super) fn exponential(&mut self) -> f64 {
-        -(1.0 - self.unit()).ln()
-    }
-
-    fn normal(&mut self) -> f64 {
-        (-2.0 * (1.0 - self.unit()).ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos()
     }
 }
 

@@ -13,7 +13,8 @@ use headworks::control::windows::{Begun, SetBy, Windows};
 use tokio::time::Instant;
 
 use super::script::{Reports, Script, span};
-use super::service::{Luck, Service};
+use super::service::Service;
+use crate::support::Luck;
 
 /// Length of a step of the record.
 const STEP: f64 = 0.1;
