@@ -295,6 +295,9 @@ fn admission(page: &mut Page, upstream: &upstream::Settings, show: &impl Fn(&str
         }
     };
     let mut rows = vec![("in flight", in_flight), ("streams", streams)];
+    if upstream.limit.dry_run {
+        rows.push(("dry_run", "nobody waits or is refused for want of credit".to_owned()));
+    }
     if !upstream.published.is_heard {
         rows.push(("reports", "not heard".to_owned()));
     }

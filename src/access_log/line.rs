@@ -11,6 +11,7 @@
 //! | `priority` | how much it matters, when that is not `default` |
 //! | `fault` | what was done wrong to it on purpose |
 //! | `would_refuse` | why it would have been refused but for a `dry_run` |
+//! | `would_wait` | `true`: it would have waited for a credit but for a `dry_run` |
 //! | `route`, `upstream`, `endpoint` | who served it |
 //! | `attempts`, `tried` | where there were several: how many, and the endpoint of each |
 //! | `queue_ms`, `first_byte_ms`, `total_ms` | the wait for a credit; from receipt to the upstream's head; to the end |
@@ -88,6 +89,9 @@ impl Line<'_> {
         json(out, "priority", self.priority())?;
         json(out, "fault", notes.faults.names())?;
         json(out, "would_refuse", notes.would_refuse.get())?;
+        if notes.would_wait.get().is_some() {
+            out.write_str(",\"would_wait\":true")?;
+        }
         json(out, "route", notes.route.get())?;
         json(out, "upstream", notes.upstream.get())?;
         json(out, "endpoint", notes.endpoint.get())?;
@@ -121,6 +125,7 @@ impl Line<'_> {
         text(out, "priority", self.priority())?;
         text(out, "fault", notes.faults.names())?;
         text(out, "would_refuse", notes.would_refuse.get())?;
+        text(out, "would_wait", notes.would_wait.get().map(|()| true))?;
         text(out, "route", notes.route.get())?;
         text(out, "upstream", notes.upstream.get())?;
         text(out, "endpoint", notes.endpoint.get())?;

@@ -276,6 +276,8 @@ section! {
         pass_reports: Flag, default = false;
         /// Who is asked for the credits of the endpoints; absent, nobody.
         agent: Agent, optional;
+        /// Nobody waits or is refused for want of credit; those who would are only counted and logged.
+        dry_run: Flag, default = false;
     }
 
     /// Who is asked for the credits of the endpoints.

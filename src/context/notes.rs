@@ -41,6 +41,8 @@ pub struct Notes {
     pub faults: Done,
     /// Why it would have been refused if that were not tried without consequences.
     pub would_refuse: OnceLock<Reason>,
+    /// It would have waited for a credit, likewise.
+    pub would_wait: OnceLock<()>,
     status: AtomicU16,
     kind: AtomicU8,
     reason: FirstReason,

@@ -60,6 +60,15 @@ pub enum Turn<W> {
     Dismissed(W, Dismissal),
 }
 
+/// What would have become of a request that a dry run let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Would {
+    /// It would have waited.
+    Wait,
+    /// It would have been sent away on arrival.
+    Refuse(Dismissal),
+}
+
 /// The credits of one class that an endpoint has and has given out.
 #[derive(Clone, Copy, Debug, Default)]
 struct Purse {
@@ -67,6 +76,8 @@ struct Purse {
     used: usize,
     /// The limit without what is withheld for a moment.
     usual: usize,
+    /// The limit of a dry run.
+    most: usize,
 }
 
 /// The credits of one endpoint.
@@ -88,6 +99,12 @@ impl Account {
 
     fn used(self) -> usize {
         self.unary.used + self.stream.used
+    }
+
+    /// The same as far as a dry run cares.
+    fn load_at_most(self, class: Class, apart: bool) -> Load {
+        let purse = if apart && class == Class::Stream { self.stream } else { self.unary };
+        Load { limit: purse.most, ..self.load(class, apart) }
     }
 
     fn load(self, class: Class, apart: bool) -> Load {
@@ -121,6 +138,8 @@ pub struct Ledger<W> {
     streams: Line<W>,
     /// Whether streams have credits of their own; otherwise they take unary ones.
     apart: bool,
+    /// Whether nobody is held back for want of credit: see [`Ledger::would`].
+    is_dry_run: bool,
     tickets: u64,
 }
 
@@ -137,6 +156,7 @@ impl<W> Ledger<W> {
             unary: Line::new(rules),
             streams: Line::new(rules),
             apart,
+            is_dry_run: false,
             tickets: 0,
         };
         for _ in 0..endpoints {
@@ -162,7 +182,7 @@ impl<W> Ledger<W> {
     /// Takes an endpoint away. Credits of it that are out stay good; none is given any more.
     pub fn close(&mut self, endpoint: usize) {
         if let Some(account) = self.accounts.get_mut(endpoint) {
-            let none = |purse: Purse| Purse { limit: 0, usual: 0, ..purse };
+            let none = |purse: Purse| Purse { limit: 0, usual: 0, most: 0, ..purse };
             (account.unary, account.stream, account.is_vacant) = (none(account.unary), none(account.stream), true);
         }
         self.choice.leave(endpoint);
@@ -190,6 +210,35 @@ impl<W> Ledger<W> {
             }
         }
         self.apart = apart;
+    }
+
+    /// Sets whether limits hold nobody back, see [`Ledger::set_most`]. What is out beyond them counts like any other
+    /// credit, and when this ends, limits hold as credits come back. Ask [`Ledger::grant`] afterwards.
+    pub fn set_dry_run(&mut self, is_dry_run: bool) {
+        self.is_dry_run = is_dry_run;
+    }
+
+    /// What would become of a request but for a dry run: none when it gets a credit within the limits. An estimate: those
+    /// who are out beyond the limits stand for a queue, and all of them for one tenant that nobody overtakes.
+    #[must_use]
+    pub fn would(&self, ask: &Ask) -> Option<Would> {
+        if !self.is_dry_run {
+            return None;
+        }
+        let ask = Ask { class: self.effective(ask.class), ..*ask };
+        let mut ahead = 0_usize;
+        for account in &self.accounts {
+            let load = account.load(ask.class, self.apart);
+            if load.has_room() {
+                return None;
+            }
+            // Where nobody may go, nobody would have waited for.
+            if account.load_at_most(ask.class, self.apart).limit > 0 {
+                ahead = ahead.saturating_add(load.used.saturating_sub(load.limit));
+            }
+        }
+        let refused = self.line(ask.class).queue.would_refuse(&ask, ahead, self.supply(ask.class));
+        Some(refused.map_or(Would::Wait, Would::Refuse))
     }
 
     /// Sets who may wait, and in which order. Those who wait already stay.
@@ -256,13 +305,25 @@ impl<W> Ledger<W> {
             };
             let used = if self.apart { purse.used } else { account.used() };
             supply.usual = supply.usual.saturating_add(purse.usual);
-            supply.free = supply.free.saturating_add(purse.limit.saturating_sub(used));
+            let limit = if self.is_dry_run { purse.most } else { purse.limit };
+            supply.free = supply.free.saturating_add(limit.saturating_sub(used));
         }
         supply
     }
 
-    /// Takes a credit of an endpoint that has one.
+    /// Takes a credit of an endpoint that has one; when none has, and limits hold nobody back, of one that takes requests.
     fn take(&mut self, ask: &Ask) -> Option<usize> {
+        if let Some(endpoint) = self.take_within(ask) {
+            return Some(endpoint);
+        }
+        let Self { accounts, choice, apart, is_dry_run: true, .. } = self else { return None };
+        let load = |account: &Account| account.load_at_most(ask.class, *apart);
+        let endpoint = choice.choose(ask, |at| accounts.get(at).map_or(Load::default(), load))?;
+        accounts.get_mut(endpoint)?.purse(ask.class).used += 1;
+        Some(endpoint)
+    }
+
+    fn take_within(&mut self, ask: &Ask) -> Option<usize> {
         let Self { accounts, choice, apart, .. } = self;
         let load = |at: usize| accounts.get(at).map_or(Load::default(), |account| account.load(ask.class, *apart));
         let endpoint = choice.choose(ask, load)?;
@@ -270,13 +331,14 @@ impl<W> Ledger<W> {
         Some(endpoint)
     }
 
-    /// A credit of another endpoint than the one to avoid, at once: none when that would be to wait, or to overtake.
+    /// A credit of another endpoint than the one to avoid, at once: none when that would be to wait, or to overtake, be it
+    /// in a dry run.
     pub fn take_other(&mut self, ask: &Ask) -> Option<Slot> {
         if self.waiting() > 0 {
             return None;
         }
         let ask = Ask { class: self.effective(ask.class), ..*ask };
-        let endpoint = self.take(&ask)?;
+        let endpoint = self.take_within(&ask)?;
         if ask.avoid == Some(endpoint) {
             // As if it had never been out: there is nothing to learn from it.
             let purse = self.accounts.get_mut(endpoint)?.purse(ask.class);
@@ -395,7 +457,14 @@ impl<W> Ledger<W> {
     pub fn set_limit(&mut self, endpoint: usize, class: Class, limit: usize) {
         if let Some(account) = self.accounts.get_mut(endpoint) {
             let purse = account.purse(class);
-            (purse.limit, purse.usual) = (limit, limit);
+            (purse.limit, purse.usual, purse.most) = (limit, limit, limit);
+        }
+    }
+
+    /// Sets how many credits of an endpoint a dry run may give out; otherwise those of the limit.
+    pub fn set_most(&mut self, endpoint: usize, class: Class, most: usize) {
+        if let Some(account) = self.accounts.get_mut(endpoint) {
+            account.purse(class).most = most;
         }
     }
 
@@ -619,6 +688,32 @@ mod tests {
         assert_eq!((ledger.used_by(0), ledger.used_by(1), ledger.used_by(2)), (0, 1, 1));
         queued(ledger.acquire(&ask(Class::Unary), || 3));
         assert_eq!((ledger.dismiss(), ledger.waiting()), (vec![3], 0));
+    }
+
+    #[test]
+    fn a_dry_run_lets_all_ahead_and_says_what_would_have_been() {
+        let mut ledger = Ledger::new(2, 1, None, 2);
+        ledger.set_dry_run(true);
+        for endpoint in [0, 1] {
+            ledger.set_most(endpoint, Class::Unary, usize::MAX);
+        }
+        let (waits, full) = (Some(Would::Wait), Some(Would::Refuse(Dismissal::Full)));
+        let mut slots = Vec::new();
+        for expected in [None, None, waits, waits, full, full] {
+            assert_eq!(ledger.would(&ask(Class::Unary)), expected);
+            slots.push(granted(ledger.acquire(&ask(Class::Unary), || 0)));
+        }
+        assert_eq!((ledger.used_by(0), ledger.used_by(1)), (3, 3));
+        ledger.set_most(0, Class::Unary, 0);
+        assert_eq!(granted(ledger.acquire(&ask(Class::Unary), || 0)).endpoint(), 1, "that one is closed");
+        ledger.set_dry_run(false);
+        queued(ledger.acquire(&ask(Class::Unary), || 1));
+        for slot in slots.drain(..5) {
+            assert!(grant(&mut ledger).is_none());
+            ledger.release(&slot, Instant::now());
+        }
+        assert_eq!((ledger.used_by(0), ledger.used_by(1)), (0, 2));
+        assert_eq!(grant(&mut ledger).expect("a credit is free").1.endpoint(), 0);
     }
 
     #[derive(Clone, Debug)]

@@ -104,8 +104,8 @@ struct Entry {
     streams: usize,
     /// At most one by each who may set one.
     caps: Vec<(SetBy, Limits)>,
-    /// What the ledger was told last: the limits, and how many unary credits there usually are.
-    told: Option<(Limits, usize)>,
+    /// What the ledger was told last: the limits, how many unary credits there usually are, and the most of each class.
+    told: Option<(Limits, usize, Limits)>,
 }
 
 /// Credits of both classes.
@@ -129,6 +129,18 @@ impl Entry {
             unary: least.unary.min(cap.unary),
             streams: least.streams.min(cap.streams),
         })
+    }
+
+    /// What a dry run keeps to. A breaker, a failed check and a drain are no limits, and neither is the endpoint's own word
+    /// that it takes nothing.
+    fn most(&self) -> Limits {
+        let mut most = Limits { unary: usize::MAX, streams: usize::MAX };
+        for (by, cap) in &self.caps {
+            let is_door = matches!(by, SetBy::Breaker | SetBy::Check | SetBy::Drain);
+            let kept = |most: usize, cap: usize| if is_door || cap == 0 { most.min(cap) } else { most };
+            most = Limits { unary: kept(most.unary, cap.unary), streams: kept(most.streams, cap.streams) };
+        }
+        most
     }
 
     /// Unary credits without what is withheld to measure, or for requests that were given up.
@@ -322,12 +334,15 @@ impl Windows {
 
     fn tell<W>(&mut self, ledger: &mut Ledger<W>, account: usize) {
         let Some(entry) = self.get(account) else { return };
-        let (limits, usual) = (entry.limits(), entry.usual());
-        if entry.told.replace((limits, usual)) != Some((limits, usual)) {
+        let told = (entry.limits(), entry.usual(), entry.most());
+        if entry.told.replace(told) != Some(told) {
+            let (limits, usual, most) = told;
             self.is_changed = true;
             ledger.set_limit(account, Class::Unary, limits.unary);
             ledger.set_usual(account, usual);
             ledger.set_limit(account, Class::Stream, limits.streams);
+            ledger.set_most(account, Class::Unary, most.unary);
+            ledger.set_most(account, Class::Stream, most.streams);
         }
     }
 }
@@ -367,6 +382,29 @@ mod tests {
         windows.set(&mut ledger, 0, (Settings::Fixed(9), 3), now, UNIX);
         assert_eq!((windows.in_force(0), ledger.credits_of(0, Class::Unary)), (Some((9, SetBy::Fixed)), Some((0, 9))));
         assert!(windows.on_start(&mut ledger, &slot(&mut Ledger::new(1, 1, None, 0)), now).is_none());
+    }
+
+    #[test]
+    fn a_dry_run_keeps_to_what_is_no_limit() {
+        let (mut ledger, mut windows, _) = four();
+        ledger.set_dry_run(true);
+        let mut out = 0;
+        let mut more = |ledger: &mut Ledger<()>| {
+            while out < 99 && ledger.try_acquire(&Ask::new(Class::Unary, Instant::now())).is_some() {
+                out += 1;
+            }
+            out
+        };
+        windows.cap(&mut ledger, 0, SetBy::Drain, Some(0));
+        assert_eq!(more(&mut ledger), 0);
+        windows.cap(&mut ledger, 0, SetBy::Drain, None);
+        windows.cap(&mut ledger, 0, SetBy::Breaker, Some(1));
+        assert_eq!(more(&mut ledger), 1, "a trial");
+        windows.cap(&mut ledger, 0, SetBy::Breaker, None);
+        windows.cap(&mut ledger, 0, SetBy::Published, Some(0));
+        assert_eq!(more(&mut ledger), 1, "it takes nothing, it says");
+        windows.cap(&mut ledger, 0, SetBy::Published, Some(1));
+        assert_eq!((more(&mut ledger), windows.in_force(0)), (99, Some((1, SetBy::Published))));
     }
 
     #[test]

@@ -11,12 +11,13 @@ use tokio::time::{Instant, timeout_at};
 use super::Settings;
 use super::books::Books;
 use super::credit::Credit;
+use super::dry_run::Said;
 use super::endpoint::Endpoint;
 use super::news::News;
 use super::settings::EndpointSettings;
 use crate::control::breaker;
 use crate::control::choice::View;
-use crate::control::credits::{Ask, Class, Dismissal, Slot, Ticket, Turn};
+use crate::control::credits::{Ask, Class, Dismissal, Slot, Ticket, Turn, Would};
 use crate::control::published::steer::Caps;
 use crate::entropy;
 use crate::error::{ProxyError, Reason};
@@ -240,8 +241,15 @@ impl Admission {
             hand_out(shared);
             books = shared.books();
         }
+        let mut would = books.ledger.would(&ask);
+        if would.is_some() && shared.relieve(&mut books, ask.at) {
+            drop(books);
+            hand_out(shared);
+            books = shared.books();
+            would = books.ledger.would(&ask);
+        }
         if let Some(slot) = books.ledger.try_acquire(&ask) {
-            return granted(shared, books, slot, ask.at);
+            return granted(shared, books, slot, would, ask.at);
         }
         if let Some(closed) = books.closed(ask.at) {
             return Entry::Over(Err(closed));
@@ -252,7 +260,7 @@ impl Admission {
             hand_out(shared);
             books = shared.books();
             if let Some(slot) = books.ledger.try_again(&ask) {
-                return granted(shared, books, slot, ask.at);
+                return granted(shared, books, slot, None, ask.at);
             }
         }
         let ask = Ask { bytes: bytes(), ..ask };
@@ -280,15 +288,25 @@ impl Admission {
     }
 }
 
-fn granted<'a>(shared: &'a Arc<Shared>, mut books: Guard<'_>, slot: Slot, now: Instant) -> Entry<'a> {
+fn granted<'a>(
+    shared: &'a Arc<Shared>,
+    mut books: Guard<'_>,
+    slot: Slot,
+    would: Option<Would>,
+    now: Instant,
+) -> Entry<'a> {
     // Only an endpoint that is there has credits.
     let Some(endpoint) = books.endpoint(slot.endpoint()).cloned() else {
         books.ledger.release(&slot, now);
         return Entry::Over(Err(Reason::NoEndpoint.into()));
     };
     let start = books.start(&slot, now);
+    let said = would.and_then(|would| books.dry_run.count(would, now));
     drop(books);
-    Entry::Over(Ok(Credit::new(shared, slot, endpoint, start)))
+    said.iter().for_each(Said::log);
+    let mut credit = Credit::new(shared, slot, endpoint, start);
+    credit.would = would;
+    Entry::Over(Ok(credit))
 }
 
 /// What became of a request at the door.
@@ -317,7 +335,7 @@ impl Entry<'_> {
     }
 }
 
-fn reason_of(why: Dismissal) -> Reason {
+pub(super) fn reason_of(why: Dismissal) -> Reason {
     match why {
         Dismissal::Full => Reason::QueueFull,
         Dismissal::Shed => Reason::QueueShed,
@@ -543,6 +561,39 @@ mod tests {
         drop(credit);
         assert!(admission.set_draining(&endpoint, false));
         drop(admission.admit(ask()).await.expect("it is back"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dry_run_holds_nobody_back_but_for_a_drain_and_ends_with_all_credits_at_home() {
+        let admission = admission(1, 1);
+        let endpoints = || admission.endpoints().into_iter().map(|state| state.endpoint).collect::<Vec<_>>();
+        let mut settings = Settings { limit: Limit::fixed(1), queue: queue(1), ..Settings::for_tests() };
+        let first = admission.admit(ask()).await.expect("a free credit");
+        let (waits, ()) = tokio::join!(admission.admit(ask()), async {
+            settings.limit.dry_run = true;
+            admission.apply(&settings, endpoints());
+        });
+        let mut credits = vec![first, waits.expect("who waits goes ahead")];
+        for expected in [Would::Refuse(Dismissal::Full), Would::Refuse(Dismissal::Full)] {
+            let credit = admission.admit(ask()).await.expect("it goes ahead");
+            assert_eq!(credit.would, Some(expected));
+            credits.push(credit);
+        }
+        credits.truncate(1);
+        let credit = admission.admit(ask()).await.expect("it goes ahead");
+        assert_eq!((credit.would, used(&admission)), (Some(Would::Wait), 2));
+        // Nothing is taken by one that is dropped before it looks.
+        drop(admission.enter(ask(), || 0));
+        assert_eq!(used(&admission), 2);
+        assert!(admission.set_draining(&endpoints()[0], true));
+        assert_eq!(admission.admit(ask()).await.expect_err("refused").reason, Reason::NoEndpoint);
+        assert!(admission.set_draining(&endpoints()[0], false));
+        settings.limit.dry_run = false;
+        admission.apply(&settings, endpoints());
+        drop(credit);
+        assert_eq!(admission.admit(ask()).await.expect_err("held back again").reason, Reason::QueueTimeout);
+        drop(credits);
+        assert_eq!((used(&admission), waiting(&admission)), (0, 0));
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ use http_body_util::BodyExt as _;
 use tokio::time::{Instant, sleep, timeout};
 use tower_service::Service;
 
+use super::admission::reason_of;
 use super::client::Client;
 use super::first_byte::AskedAt;
 use super::retries::Permit;
@@ -24,7 +25,7 @@ use super::{Credit, Timeouts, Upstream};
 use crate::body::kind::{self, Kind, is_grpc};
 use crate::body::{Body, Clocks, Pulse};
 use crate::context::{Notes, Request, RequestContext, Response};
-use crate::control::credits::{Ask, Class};
+use crate::control::credits::{Ask, Class, Would};
 use crate::entropy;
 use crate::error::ProxyError;
 
@@ -168,6 +169,11 @@ impl Call {
             let admitted = entry.wait().await;
             if let Some(notes) = self.notes() {
                 notes.queued.add(ask.at.elapsed());
+                match admitted.as_ref().ok().and_then(|credit| credit.would) {
+                    Some(Would::Wait) => drop(notes.would_wait.set(())),
+                    Some(Would::Refuse(why)) => drop(notes.would_refuse.set(reason_of(why))),
+                    None => {}
+                }
             }
             admitted
         }

@@ -14,7 +14,7 @@ use crate::body::kind::{self, Kind};
 use crate::body::{End, Watch};
 use crate::context::Response;
 use crate::control::breaker::Pass;
-use crate::control::credits::{Class, Slot};
+use crate::control::credits::{Class, Slot, Would};
 use crate::control::limit::{Outcome, Start};
 use crate::control::published::fields::{self, Found};
 use crate::control::report::{Report, Verdict};
@@ -32,6 +32,8 @@ pub struct Credit {
     account: usize,
     class: Class,
     begun: Option<Begun>,
+    /// What would have become of the request if a dry run had not let it through.
+    pub(super) would: Option<Would>,
     /// What the breakers know of it.
     pass: Pass,
     /// None when there is nothing to learn for the window, or nothing more.
@@ -62,6 +64,7 @@ impl Credit {
             class: slot.class(),
             slot: Some(slot),
             begun: None,
+            would: None,
             pass,
             start,
             head: None,

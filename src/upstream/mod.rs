@@ -8,6 +8,7 @@
 //! | `admission.rs` | [`Admission`]: credits, and the one queue in front of all endpoints |
 //! | `books.rs` | what the lock of admission guards: credits, and who stands behind them |
 //! | `news.rs` | what breakers do, told to operators |
+//! | `dry_run.rs` | what a dry run of admission lets through, told to operators |
 //! | `retry/` | [`Retry`]: what is tried again, after which pause, and what is kept for it |
 //! | `retries.rs` | whether one more attempt may be made now |
 //! | `credit.rs` | [`Credit`]: leave to use one endpoint once, and what its use tells |
@@ -33,6 +34,7 @@ mod call;
 mod client;
 mod connect;
 mod credit;
+mod dry_run;
 mod endpoint;
 mod failure;
 mod first_byte;

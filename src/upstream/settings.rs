@@ -155,6 +155,8 @@ pub struct Limit {
     pub in_flight: limit::Settings,
     /// Event streams, upgrades and gRPC streams, counted apart. None: they count as requests in flight.
     pub streams: Option<NonZeroUsize>,
+    /// Whether nobody waits or is refused for want of credit, and those who would are only counted.
+    pub dry_run: bool,
 }
 
 impl Limit {
@@ -165,7 +167,7 @@ impl Limit {
     /// Always as many requests in flight.
     #[must_use]
     pub fn fixed(in_flight: usize) -> Self {
-        Self { in_flight: limit::Settings::Fixed(in_flight), streams: None }
+        Self { in_flight: limit::Settings::Fixed(in_flight), streams: None, dry_run: false }
     }
 }
 
@@ -174,6 +176,7 @@ impl Default for Limit {
         Self {
             in_flight: limit::Settings::Adaptive(limit::Bounds::default()),
             streams: NonZeroUsize::new(Self::STREAMS),
+            dry_run: false,
         }
     }
 }

@@ -36,6 +36,7 @@ mod deadlines;
 mod docs;
 mod doors;
 mod drain;
+mod dry_run;
 mod duties;
 mod expectations;
 mod faults;

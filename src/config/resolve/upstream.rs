@@ -121,9 +121,10 @@ fn retry(table: &RetryTable) -> Retry {
 
 fn limit(table: file::Limit, most: Option<NonZeroUsize>, cx: &mut Context<'_>) -> Limit {
     let streams = table.streams.map(|streams| count(streams.0));
+    let dry_run = table.dry_run.0;
     let bounds = match table.in_flight {
         InFlight::Fixed(number) => {
-            return Limit { in_flight: limit::Settings::Fixed(count(number.0).get()), streams };
+            return Limit { in_flight: limit::Settings::Fixed(count(number.0).get()), streams, dry_run };
         }
         InFlight::Adaptive => limit::Bounds::default(),
         InFlight::Window(window) => {
@@ -137,7 +138,7 @@ fn limit(table: file::Limit, most: Option<NonZeroUsize>, cx: &mut Context<'_>) -
     };
     let most = most.map_or(usize::MAX, NonZeroUsize::get);
     let bounds = limit::Bounds { min: bounds.min.min(most), max: bounds.max.min(most), ..bounds };
-    Limit { in_flight: limit::Settings::Adaptive(bounds), streams: streams.or(Limit::default().streams) }
+    Limit { in_flight: limit::Settings::Adaptive(bounds), streams: streams.or(Limit::default().streams), dry_run }
 }
 
 /// Whether a connection surely takes one request at a time.

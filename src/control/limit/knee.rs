@@ -58,6 +58,8 @@ pub(super) struct Knee {
     clean: u32,
     /// The size before the last great cut, and when that was.
     cut: Option<(f64, f64)>,
+    /// When a request last started beyond the limit.
+    exceeded: Option<f64>,
 }
 
 impl Knee {
@@ -73,6 +75,7 @@ impl Knee {
             asked: None,
             clean: 0,
             cut: None,
+            exceeded: None,
         };
         knee.size = knee.bounded(float(bounds.initial));
         knee.known = knee.size;
@@ -99,6 +102,12 @@ impl Knee {
 
     pub(super) fn baseline(&self) -> Option<f64> {
         self.baseline.mean()
+    }
+
+    /// A request starts although the limit is reached: nobody is held back. The queue that it makes in the service is not
+    /// the limit's fault, so the limit may grow for a while, and does not shrink.
+    pub(super) fn on_excess(&mut self, now: f64) {
+        self.exceeded = Some(now);
     }
 
     /// A request starts; `in_flight` counts it. The answer is its cohort.
@@ -255,10 +264,10 @@ impl Knee {
         size.min(float(self.bounds.max)).max(float(self.bounds.min)).max(1.0)
     }
 
-    /// A light cohort is waited for. One that does not come cannot be waited for: a service that refuses everything has
-    /// no uncrowded answers.
+    /// A light cohort is waited for, or more was let through than the limit allows. A light cohort that does not come
+    /// cannot be waited for: a service that refuses everything has no uncrowded answers.
     fn is_in_doubt(&self, now: f64, normal: f64) -> bool {
-        self.asked.is_some_and(|asked| now - asked < DOUBT * normal)
+        [self.asked, self.exceeded].into_iter().flatten().any(|since| now - since < DOUBT * normal)
     }
 
     /// A light cohort is wanted, all of whose members start from here on.
@@ -320,6 +329,28 @@ mod tests {
         busy(&mut knee, &mut now, 10_000, |count| answered(0.1 * (count as f64 / 20.0).max(1.0)));
         assert!((20..=30).contains(&knee.found()), "{}", knee.found());
         assert!((knee.baseline().unwrap() - 0.1).abs() < 0.02, "{:?}", knee.baseline());
+    }
+
+    #[test]
+    fn beyond_the_limit_it_grows_while_that_costs_nothing_and_never_shrinks() {
+        for (workers, least) in [(100.0, 40), (20.0, 0)] {
+            let (mut knee, mut now) = (knee(), 0.0);
+            // Alone at first, then 50 at once, whatever the limit.
+            busy(&mut knee, &mut now, 40, |_| answered(0.1));
+            let before = knee.found();
+            let took = 0.1 * (50.0_f64 / workers).max(1.0);
+            for _ in 0..5_000 {
+                now += took / 50.0;
+                if knee.limit() < 50 {
+                    knee.on_excess(now);
+                }
+                let id = knee.on_start(now, 50);
+                knee.on_end(now, id, None, answered(took).1);
+                knee.on_change(now, 50, 0);
+                assert!(knee.found() >= before, "{workers}: {before}, {}", knee.found());
+            }
+            assert!((least..=100).contains(&knee.found()), "{workers}: {before}, {}", knee.found());
+        }
     }
 
     #[test]

@@ -185,8 +185,11 @@ impl Window {
         let cohort = match &mut self.0 {
             Kind::Fixed(_) => cohort::NONE,
             Kind::Adaptive(adaptive) => {
-                let all = in_flight + adaptive.ghosts.count();
-                adaptive.knee.on_start(adaptive.seconds(now), all)
+                let (all, seconds) = (in_flight + adaptive.ghosts.count(), adaptive.seconds(now));
+                if in_flight > adaptive.limit() {
+                    adaptive.knee.on_excess(seconds);
+                }
+                adaptive.knee.on_start(seconds, all)
             }
         };
         Start { at: now, cohort, head: None }

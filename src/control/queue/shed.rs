@@ -114,15 +114,35 @@ impl<W> Queue<W> {
         wait.max(LEAST).min(self.rules.timeout)
     }
 
-    /// The least that it would have to wait, and the least that an answer takes, are more than there is time.
+    /// Why a request would be sent away on arrival if `ahead` others waited: by the bounds in count and time, and its own
+    /// deadline. Whether the queue would stand cannot be said of one in which nobody waits.
+    #[must_use]
+    pub fn would_refuse(&self, ask: &Ask, ahead: usize, supply: Supply) -> Option<Dismissal> {
+        let in_time = || self.flow.drain(supply.usual).map(|drain| self.served_in_time(drain));
+        if self.has_no_time(ask, ahead, supply) {
+            Some(Dismissal::TooLate)
+        } else if ahead >= self.rules.max
+            || self.rules.sheds && in_time().is_some_and(|room| float(ahead.saturating_add(1)) > room)
+        {
+            Some(Dismissal::Full)
+        } else {
+            None
+        }
+    }
+
     fn would_be_late(&self, ask: &Ask, supply: Supply) -> bool {
-        let Some(deadline) = ask.deadline else { return false };
         let level = self.level_of(ask.priority);
         let ahead = match self.rules.order {
             Order::Lifo | Order::Deadline => 0,
-            _ if self.is_standing(supply, ask.at) => 0,
+            _ if ask.deadline.is_none() || self.is_standing(supply, ask.at) => 0,
             _ => self.levels.get(level).map_or(0, |all| all.len_of(self.tenant_of(ask, level))),
         };
+        self.has_no_time(ask, ahead, supply)
+    }
+
+    /// The least that it would have to wait, and the least that an answer takes, are more than there is time.
+    fn has_no_time(&self, ask: &Ask, ahead: usize, supply: Supply) -> bool {
+        let Some(deadline) = ask.deadline else { return false };
         let wait = match self.flow.drain(supply.usual) {
             Some(drain) if drain > 0.0 => {
                 Duration::try_from_secs_f64((float(ahead) + 1.0) / drain).unwrap_or(Duration::MAX)
@@ -153,10 +173,14 @@ impl<W> Queue<W> {
             let room = (drain * self.standing_wait().as_secs_f64()).max(1.0);
             return (float(sheddable) > room).then(|| (self.shed(newcomer), Dismissal::Shed));
         }
-        // Those at the end would most likely wait in vain. How many come free in a time is chance: two deviations more.
+        (float(sheddable) > self.served_in_time(drain)).then(|| self.dropped(newcomer, ask, None))
+    }
+
+    /// How many can wait in hope: those behind them would most likely wait in vain. How many come free in a time is chance,
+    /// so two deviations more.
+    fn served_in_time(&self, drain: f64) -> f64 {
         let room = drain * self.rules.timeout.as_secs_f64();
-        let room = room + 2.0 * room.sqrt() + 1.0;
-        (float(sheddable) > room).then(|| self.dropped(newcomer, ask, None))
+        room + 2.0 * room.sqrt() + 1.0
     }
 
     /// Where the newcomer stands, when its partition has taken more places than it leaves to the others.
