@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::entropy;
+
 /// The boxed cause of an error; it goes to the log and never to a client.
 pub type Source = Box<dyn StdError + Send + Sync>;
 
@@ -207,7 +209,7 @@ pub struct ProxyError {
     pub reason: Reason,
     /// Instead of the status of that row.
     pub status: Option<StatusCode>,
-    /// When the client may come back; printed as `Retry-After` in whole seconds, rounded up.
+    /// When the client may come back; printed as `Retry-After` and `retry-after-ms`.
     pub retry_after: Option<Duration>,
     /// Fields to add to the answer, such as `RateLimit`.
     pub headers: Vec<(http::HeaderName, http::HeaderValue)>,
@@ -233,6 +235,12 @@ impl ProxyError {
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
         self
+    }
+
+    /// The same where nobody knows the time: some seconds, others for each, so that not all come back together.
+    #[must_use]
+    pub fn retry_soon(self) -> Self {
+        self.retry_after(Duration::from_secs_f64(1.0 + 2.0 * entropy::unit()))
     }
 }
 

@@ -160,8 +160,7 @@ fn common(headers: &mut HeaderMap, error: ProxyError) {
     }
     if let Some(wait) = error.retry_after {
         headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(reason, wait, entropy::unit())));
-        let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
-        headers.insert(&RETRY_AFTER_MS, HeaderValue::from(millis));
+        headers.insert(&RETRY_AFTER_MS, HeaderValue::from(whole_millis(wait)));
     }
     if let Some(should) = should_retry(reason, error.retry_after) {
         headers.insert(&SHOULD_RETRY, HeaderValue::from_static(if should { "true" } else { "false" }));
@@ -175,6 +174,11 @@ fn whole_seconds(reason: Reason, wait: Duration, luck: f64) -> u64 {
     let part = wait.as_secs_f64().fract();
     let is_up = if is_spread(reason) { luck < part } else { part > 0.0 };
     (wait.as_secs() + u64::from(is_up)).max(1)
+}
+
+/// Rounded up too. Nobody sees that a time that was spread is one later.
+fn whole_millis(wait: Duration) -> u64 {
+    u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1)
 }
 
 /// Whether each client has got a time of its own: that of a place in the queue.
@@ -247,6 +251,7 @@ mod tests {
     fn seconds_round_up_and_never_say_zero() {
         let seconds = |millis| whole_seconds(Reason::RateLimited, Duration::from_millis(millis), 0.9);
         assert_eq!([0, 2000, 2001].map(seconds), [1, 2, 3]);
+        assert_eq!([0, 1, 1000, 16_667].map(|micros| whole_millis(Duration::from_micros(micros))), [1, 1, 1, 17]);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, LOCATION};
 use http::{HeaderValue, StatusCode};
@@ -115,13 +114,14 @@ impl Service<Request> for Refuse {
         let error = ProxyError::from(reason);
         // Room comes back as requests end, and one does at any time.
         let soon = reason == Reason::MemoryExhausted;
-        ready(Err(if soon { error.retry_after(Duration::from_secs(1)) } else { error }))
+        ready(Err(if soon { error.retry_soon() } else { error }))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[tokio::test]
     async fn a_redirect_fills_in_what_was_asked_for() {
@@ -130,6 +130,22 @@ mod tests {
         let response = redirect.call(request.body(Body::empty()).expect("valid")).await.expect("a response");
         assert_eq!(response.status(), 308);
         assert_eq!(response.headers()[LOCATION], "https://example.com/a/b?c=d");
+    }
+
+    #[tokio::test]
+    async fn who_finds_no_room_is_not_told_to_come_back_with_all_others() {
+        let mut waits = Vec::new();
+        for _ in 0..20 {
+            let error = Refuse(Reason::MemoryExhausted).call(Request::default()).await.expect_err("a refusal");
+            waits.push(error.retry_after.expect("a time to come back"));
+        }
+        let second = Duration::from_secs(1);
+        assert!(waits.iter().all(|wait| (second..3 * second).contains(wait)), "{waits:?}");
+        waits.sort_unstable();
+        waits.dedup();
+        assert!(waits.len() > 15, "{waits:?}");
+        let error = Refuse(Reason::NoRoute).call(Request::default()).await.expect_err("a refusal");
+        assert_eq!(error.retry_after, None);
     }
 
     #[test]

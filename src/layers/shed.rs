@@ -15,7 +15,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
@@ -63,12 +62,10 @@ impl ShedLayer {
         let priority = context.priority();
         let level = self.strain.level();
         if level.is_shedding() && entropy::unit() * f64::from(overload::WHOLE) < f64::from(level.share(priority)) {
-            // Spread, so that they do not come back together.
-            let wait = Duration::from_secs_f64(1.0 + 2.0 * entropy::unit());
-            return Some(ProxyError::from(Reason::ProxyBusy).retry_after(wait));
+            return Some(ProxyError::from(Reason::ProxyBusy).retry_soon());
         }
         let most = share(self.memory?, priority)?;
-        context.is_crowded(most).then(|| ProxyError::from(Reason::MemoryExhausted).retry_after(Duration::from_secs(1)))
+        context.is_crowded(most).then(|| ProxyError::from(Reason::MemoryExhausted).retry_soon())
     }
 }
 
@@ -145,7 +142,7 @@ impl<F: Future<Output = Result<Response, ProxyError>>> Future for Shedding<F> {
 mod tests {
     use super::*;
     use crate::context::{Connection, RequestId};
-    use std::time::SystemTime;
+    use std::time::{Duration, SystemTime};
 
     fn context(priority: Priority) -> RequestContext {
         let connection = Arc::new(Connection::new("test".into(), None, None, false, Duration::ZERO));

@@ -25,6 +25,8 @@ use crate::metrics::{Counter, Gauge, Histogram, Registry};
 
 /// How often one who waits looks for credits that came free by time alone.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often it looks while none can come so, which may change while it waits.
+const LOOK_SELDOM: Duration = Duration::from_secs(1);
 
 /// The one place where requests to an upstream wait. It takes other settings while it is in use.
 #[derive(Clone, Debug)]
@@ -376,7 +378,7 @@ impl<'a> Place<'a> {
         let outcome = loop {
             // What time alone sets free wakes nobody.
             let is_timed = self.shared.books().is_timed();
-            let look = if is_timed { until.min(Instant::now() + LOOK) } else { until };
+            let look = until.min(Instant::now() + if is_timed { LOOK } else { LOOK_SELDOM });
             match timeout_at(look, &mut woken).await {
                 Err(_) if look < until => {
                     self.shared.relieve(&mut self.shared.books(), look);

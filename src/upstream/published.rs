@@ -214,6 +214,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_waited_before_the_last_word_came_is_served_when_it_counts_no_more() {
+        let admission = admission(&settings());
+        let ask = || Ask::new(Class::Unary, Instant::now());
+        let held = [admission.admit(ask()).await.expect("free"), admission.admit(ask()).await.expect("free")];
+        let began = Instant::now();
+        let (credit, ()) = tokio::join!(admission.admit(ask()), async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            advise(&admission, "drain");
+            drop(held);
+        });
+        drop(credit.expect("a credit in the end"));
+        let second = Duration::from_secs(1);
+        assert!((FRESH + second..FRESH + 3 * second).contains(&began.elapsed()), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_waits_is_served_as_soon_as_an_agent_allows_it() {
         let admission = admission(&settings());
         advise(&admission, "0");

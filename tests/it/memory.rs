@@ -45,7 +45,7 @@ async fn a_request_without_room_is_told_when_to_come_back() {
     let fields = refusal[0].fields();
     let field = |name: &str| fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
     assert_eq!(field(":status").as_deref(), Some("503"));
-    assert_eq!(field("retry-after").as_deref(), Some("1"));
+    assert!(field("retry-after").is_some_and(|value| ["1", "2", "3"].contains(&&*value)), "{fields:?}");
     assert!(field("proxy-status").is_some_and(|value| value.contains("memory_exhausted")), "{fields:?}");
     assert_eq!(origin.seen().len(), room as usize);
 

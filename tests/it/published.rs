@@ -342,7 +342,7 @@ async fn the_first_of_three_in_a_row_holds_back_for_the_service_behind_the_last(
     load(&first, 240.0, Duration::from_secs(1)).await;
     let refused = |proxy: &Proxy| {
         let count = |reason| proxy.metric("headworks_requests_total", &[("reason", reason)]);
-        count("queue_full") + count("queue_timeout")
+        count("queue_full") + count("queue_timeout") + count("queue_shed")
     };
     let before = [&first, &middle, &last].map(refused);
     let served = load(&first, 240.0, Duration::from_secs(2)).await;
