@@ -20,6 +20,9 @@ use super::{Bounds, Outcome, float, whole};
 const EXCESS: f64 = 0.2;
 /// Up to which excess the limit goes on doubling: what little is known then would end that too soon.
 const GROWS: f64 = 0.3;
+/// From which ratio on one early cohort is enough to end it. Below, it may be the luck of a few slow ones, and another
+/// cohort decides: a limit that stops doubling too soon takes many times as long to grow.
+const SURELY: f64 = 2.0;
 /// Requests beyond that, so that a small service is not starved by rounding.
 const SLACK: f64 = 1.5;
 /// The part of the limit up to which a start is light.
@@ -49,6 +52,8 @@ pub(super) struct Knee {
     /// beside that limit is none to the service.
     known: f64,
     is_doubling: bool,
+    /// Whether a cohort has said that it should end.
+    is_doubted: bool,
     baseline: Baseline,
     cohorts: Cohorts,
     dips: Dips,
@@ -69,6 +74,7 @@ impl Knee {
             size: 0.0,
             known: 0.0,
             is_doubling: true,
+            is_doubted: false,
             baseline: Baseline::new(),
             cohorts: Cohorts::default(),
             dips: Dips::new(unix),
@@ -172,7 +178,7 @@ impl Knee {
     }
 
     fn least(&self) -> usize {
-        if self.is_doubling { EARLY } else { COHORT.0 }
+        if self.is_doubling && !self.is_doubted { EARLY } else { COHORT.0 }
     }
 
     fn light(&self) -> usize {
@@ -221,10 +227,15 @@ impl Knee {
         if self.is_in_doubt(now, normal) && ratio > 1.0 + GROWS {
             return;
         }
+        if self.is_doubling && !self.is_doubted && (1.0 + GROWS..SURELY).contains(&ratio) {
+            self.is_doubted = true;
+            return;
+        }
         let before = self.size;
         let knee = limit / ratio * (1.0 + EXCESS);
         if self.is_doubling && ratio < 1.0 + GROWS {
             self.known = knee;
+            self.is_doubted = false;
             self.resize(self.size * 2.0);
         } else {
             self.is_doubling = false;
