@@ -212,20 +212,24 @@ impl Limit {
         self.shards.get(usize::try_from(wide >> 64).unwrap_or(0))
     }
 
-    /// Asks where somebody must. Whether the request can be decided on.
+    /// Asks where somebody must. Whether the request can be decided on: also when it cannot be asked, by the share.
     fn follow(self: &Arc<Self>, key: Key, standing: Standing) -> bool {
-        if standing == Standing::Ask {
-            self.ask(key);
+        match standing {
+            Standing::Known => true,
+            Standing::Asked => false,
+            Standing::Ask => !self.ask(key),
         }
-        standing == Standing::Known
     }
 
-    fn ask(self: &Arc<Self>, key: Key) {
+    /// Whether there is room for one more that asks.
+    fn ask(self: &Arc<Self>, key: Key) -> bool {
         let note = Note { limit: Arc::clone(self), key: key.0 };
-        if self.common.asks.try_send(note).is_err() {
+        let is_sent = self.common.asks.try_send(note).is_ok();
+        if !is_sent {
             self.common.metrics.dropped.inc();
             self.unanswered(key.0, None);
         }
+        is_sent
     }
 
     /// By this instance's share alone.

@@ -46,7 +46,7 @@ fn pause(failures: u32) -> Duration {
     full.mul_f64(0.5 + entropy::unit() / 2.0)
 }
 
-struct Session<'a> {
+pub(super) struct Session<'a> {
     common: &'a Arc<Common>,
     wire: Wire,
     lease: String,
@@ -59,6 +59,11 @@ async fn connect<'a>(common: &'a Arc<Common>, connector: &Connector) -> Result<S
 }
 
 impl<'a> Session<'a> {
+    #[cfg(test)]
+    pub(super) fn over(common: &'a Arc<Common>, wire: Wire) -> Self {
+        Self { common, wire, lease: String::new(), beat: String::new() }
+    }
+
     async fn begin(common: &'a Arc<Common>, mut wire: Wire) -> Result<Self, Failure> {
         let lease = load(&mut wire, LEASE).await?;
         let beat = load(&mut wire, BEAT).await?;
@@ -144,7 +149,7 @@ impl<'a> Session<'a> {
         self.wire.say(&[&words[..], &[burst.as_bytes(), owed.as_bytes(), want.as_bytes()]].concat());
     }
 
-    async fn beat(&mut self) -> Result<(), Failure> {
+    pub(super) async fn beat(&mut self) -> Result<(), Failure> {
         let key = format!("{}:instances", self.common.prefix);
         let words = [b"EVALSHA", self.beat.as_bytes(), b"1", key.as_bytes(), self.common.name.as_bytes()];
         self.wire.say(&words);
@@ -152,6 +157,8 @@ impl<'a> Session<'a> {
             Reply::Integer(count) => {
                 let count = u32::try_from(count).unwrap_or(1).max(self.common.at_least);
                 self.common.instances.store(count, Relaxed);
+                // Said each time: a store that was in force before may end later than this one began.
+                self.common.metrics.up.set(1);
                 self.common.metrics.instances.set(count.into());
                 Ok(())
             }

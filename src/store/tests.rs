@@ -149,7 +149,7 @@ async fn keys_and_asks_are_bounded_and_idle_keys_go() {
     answer(&store, 2, 8);
     let big = self::shared(&store, 10, 1_000_000);
     let unknown = (0..2 * ASKS as u64).filter(|key| !big.is_known(Key(key.rotate_left(60)), digest)).count();
-    assert_eq!((unknown, asked(&store).len()), (2 * ASKS, ASKS));
+    assert_eq!((unknown, asked(&store).len()), (ASKS, ASKS), "who cannot ask goes by the share at once");
 
     tokio::time::advance(Duration::from_secs(2)).await;
     let mut said = Vec::new();
@@ -158,6 +158,45 @@ async fn keys_and_asks_are_bounded_and_idle_keys_go() {
     assert!(said.iter().all(|(_, ask)| ask.owed == -2 && ask.want == 0));
     limit.sweep(&mut said, 1000);
     assert_eq!((limit.keys(), said.len()), (0, 160));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_while_nobody_can_ask_goes_on() {
+    let store = store();
+    up(&store);
+    let shared = shared(&store, 10, 1_000_000);
+    assert!(!shared.is_known(Key(1), digest));
+    while store.common.asks.capacity() > 0 {
+        let _ = shared.is_known(Key(store.common.asks.capacity() as u64 + 9), digest);
+    }
+    let limit = store.common.limits().pop().expect("one");
+    let began = Instant::now();
+    let refused = async {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        limit.unanswered(1, None);
+    };
+    tokio::join!(shared.answered(Key(1), began), refused);
+    assert_eq!(began.elapsed().as_millis(), 1);
+    assert!(shared.take(Key(1)).is_ok(), "by the share");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_ends_late_does_not_hide_the_one_in_force() {
+    let registry = Registry::new();
+    let [before, store] = [(), ()].map(|()| Store::new(&settings(), &registry).expect("no TLS"));
+    up(&before);
+    up(&store);
+    drop(before);
+    let up = || registry.encode().contains("headworks_store_up 1\n");
+    let (far, near) = tokio::io::duplex(1 << 10);
+    let mut session = session::Session::over(&store.common, wire::Wire::over(near));
+    let says = async {
+        let (_read, mut write) = tokio::io::split(far);
+        tokio::io::AsyncWriteExt::write_all(&mut write, b":2\r\n").await.expect("room");
+    };
+    let (beat, ()) = tokio::join!(session.beat(), says);
+    beat.expect("a reply");
+    assert!(up());
 }
 
 #[test]
