@@ -33,7 +33,8 @@ pub enum Verdict {
     Overloaded,
     /// No connection could be made: the request has not been sent.
     Unreachable,
-    /// A connection was there and no answer: closed, reset, unreadable, too late; or the 502 and 504 of another proxy.
+    /// A connection was there and no whole answer: closed, reset, unreadable, too late; or the 502 and 504 of another
+    /// proxy.
     Broken,
     /// Nothing was learned: the client left, or the reason lies with the proxy.
     Unknown,
@@ -87,7 +88,8 @@ impl Verdict {
     }
 }
 
-/// See the module's text. Each attempt makes one, and a gRPC call that is answered mostly two: see [`Verdict::Begun`].
+/// See the module's text. Each attempt makes one; a gRPC call that is answered mostly two, see [`Verdict::Begun`]; and an
+/// answer that breaks off a second one that it is broken, which leaves half of what it said at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
     /// What it says about the endpoint's health.

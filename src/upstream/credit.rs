@@ -45,6 +45,8 @@ pub struct Credit {
     answered_after: Option<Duration>,
     /// What is told of the endpoint when the credit comes back; none when all has been told.
     report: Option<Report>,
+    /// Its answer has begun and was good: should it break off, that is told beside it.
+    may_break_off: bool,
     /// Not for a retry or a hedge.
     is_first: bool,
 }
@@ -72,6 +74,7 @@ impl Credit {
             answered_after: None,
             // Whoever drops a credit without a word has lost interest.
             report: Some(Report::unknown(Duration::ZERO)),
+            may_break_off: false,
             is_first: true,
         }
     }
@@ -115,6 +118,7 @@ impl Credit {
         let report = Report::of_head(response.status(), response.headers(), latency, is_grpc, SystemTime::now);
         // A call that has begun and is dropped says no more.
         self.report = (report.verdict == Verdict::Begun).then(|| Report::unknown(latency));
+        self.may_break_off = report.verdict == Verdict::Good;
         let outcome = match report.verdict {
             Verdict::Overloaded => Some(Outcome::Overloaded { is_abandoned: false }),
             Verdict::ServerError | Verdict::Broken => Some(Outcome::Failed(latency)),
@@ -246,6 +250,9 @@ impl Watch for Held {
                 End::Failed(Reason::UpstreamReset | Reason::UpstreamStalled) => Verdict::ServerError,
                 End::Failed(_) | End::Dropped => Verdict::Unknown,
             };
+        } else if self.credit.may_break_off && end == End::Failed(Reason::UpstreamReset) {
+            let latency = self.credit.answered_after.unwrap_or_default();
+            self.credit.report = Some(Report { verdict: Verdict::Broken, latency, rest: None });
         }
         let Some(latency) = self.credit.head else { return };
         self.credit.outcome = Some(match end {
@@ -260,7 +267,7 @@ impl Watch for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::body::Body;
+    use crate::body::{Body, BodyError};
     use crate::control::credits::{Ask, Class};
     use crate::control::windows::SetBy;
     use crate::metrics::Registry;
@@ -369,5 +376,22 @@ mod tests {
             assert_eq!(count(verdict), before + 1, "{status:?}");
         }
         assert_eq!(Verdict::FINAL.map(count).iter().sum::<u64>(), 8);
+        for (status, ends, more) in
+            [(200, Reason::UpstreamReset, 1), (500, Reason::UpstreamReset, 0), (200, Reason::Deadline, 0)]
+        {
+            let end = BodyError::from(ends);
+            let body = Body::boxed(
+                http_body_util::Full::new("half".into())
+                    .map_err(|never| match never {})
+                    .with_trailers(async { Some(Err(end)) }),
+            );
+            let mut response = Response::new(body);
+            *response.status_mut() = http::StatusCode::from_u16(status).expect("a status");
+            let before = count(Verdict::Broken);
+            let body = credit(&admission).await.answered(response, Kind::Unary, None).into_body();
+            assert_eq!(count(Verdict::Broken), before, "nothing is known of its end");
+            body.collect().await.expect_err("half a body");
+            assert_eq!(count(Verdict::Broken), before + more, "{status} {ends}");
+        }
     }
 }

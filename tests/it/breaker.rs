@@ -9,7 +9,7 @@ use http_body::Frame;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::support::{Answer, Origin, Proxy, Switch, eventually, get};
+use crate::support::{Answer, Origin, Proxy, Raw, Switch, eventually, get};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -74,7 +74,26 @@ async fn one_that_is_killed_is_left_out_and_comes_back() {
     }
     assert!(killed.seen("/") > before);
     assert!(proxy.metric("headworks_endpoint_breaker_opened_total", &[("cause", "unreachable")]) >= 1.0);
-    assert!(proxy.log().contains("left out for a while") && proxy.log().contains("back in service"));
+    let is_told = || proxy.log().contains("left out for a while") && proxy.log().contains("back in service");
+    assert!(eventually(is_told, SOON).await, "{}", proxy.log());
+}
+
+#[tokio::test]
+async fn one_whose_answers_break_off_is_left_out() {
+    let (whole, cuts) = (Switch::new(), Origin::h1());
+    let proxy = Proxy::from_toml(&config(&[whole.url(), cuts.url()], "balance.policy = \"round_robin\""));
+    for _ in 0..100 {
+        let mut client = Raw::connect(proxy.public()).await;
+        client.send("GET /reset/4 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+        let _ = client.read_to_end().await;
+        if is_in(&proxy, &cuts.url(), "open") {
+            break;
+        }
+    }
+    assert!(is_in(&proxy, &cuts.url(), "open"), "{}", proxy.metrics().text());
+    assert!(attempts(&proxy, "broken") >= 10);
+    assert!(proxy.metric("headworks_endpoint_breaker_opened_total", &[("cause", "share")]) >= 1.0);
+    assert!(is_in(&proxy, &whole.url(), "closed"));
 }
 
 #[tokio::test]

@@ -360,18 +360,23 @@ impl Breakers {
         if !self.standing.is_shut {
             return None;
         }
-        let ends = self.members.iter().flatten().filter(|member| !member.is_draining);
-        let first = ends.filter_map(|member| member.gate.opens_until()).min();
-        let until = self.pool.opens_until().or(first)?;
+        let serving = || self.members.iter().flatten().filter(|member| !member.is_draining);
+        let ends = || serving().map(|member| member.gate.opens_until());
+        // The upstream's own breaker may end while nobody is there yet to be tried.
+        let first = if ends().all(|end| end.is_some()) { ends().flatten().min() } else { None };
+        let until = self.pool.opens_until().max(first)?;
         Some(until.saturating_duration_since(now))
     }
 
-    /// The endpoint that is to be tried with the next request.
+    /// The endpoint that is to be tried with the next request: not one that may have none, or the others that are to be
+    /// tried would wait for it.
     #[must_use]
     pub fn to_try(&self) -> Option<usize> {
-        self.members.iter().position(|member| {
-            member.as_ref().is_some_and(|member| !member.is_draining && member.gate.room().is_some_and(|room| room > 0))
-        })
+        let is_to_try = |member: &Member| {
+            let is_away = member.is_draining || member.is_down && !self.standing.ignores_checks;
+            !is_away && member.gate.room().is_some_and(|room| room > 0)
+        };
+        self.members.iter().position(|member| member.as_ref().is_some_and(is_to_try))
     }
 
     /// How the breaker of an endpoint is, or with none that of the upstream.

@@ -228,6 +228,31 @@ fn a_health_check_counts_for_itself_and_is_ignored_once_it_leaves_nobody() {
 }
 
 #[test]
+fn one_that_its_check_condemns_keeps_no_other_from_its_trial() {
+    let mut pool = Pool::new(3);
+    pool.run(1, 100, |account, _, _| failing(account < 2, Verdict::Unreachable));
+    assert_eq!(pool.serving(), [2]);
+    pool.breakers.set_down(0, true, pool.now);
+    pool.now += 2 * SECOND;
+    assert_eq!(pool.request(|_, _| Verdict::Good), Some(1), "the first has no credit to be tried with");
+    pool.breakers.set_down(0, false, pool.now);
+    assert_eq!(pool.breakers.to_try(), Some(0));
+}
+
+#[test]
+fn the_next_trial_is_when_both_breakers_allow_one() {
+    let mut pool = Pool::new(1);
+    pool.run(1, 5, |_, _, _| Verdict::Unreachable);
+    let own = pool.breakers.shut(pool.now).expect("it is left out");
+    let settings = Settings { shortest: own / 4, ..Settings::default() };
+    pool.breakers.open_pool(Cause::Share, &settings, pool.now, 0.0);
+    assert_eq!(pool.breakers.shut(pool.now), Some(own), "the upstream's ends first, and its endpoint is still out");
+    let settings = Settings { shortest: own * 4, ..settings };
+    pool.breakers.open_pool(Cause::Share, &settings, pool.now, 0.0);
+    assert!(pool.breakers.shut(pool.now) > Some(own));
+}
+
+#[test]
 fn draining_ones_are_no_part_of_the_pool() {
     let mut pool = Pool::new(2);
     pool.breakers.set_draining(1, true);
