@@ -120,9 +120,10 @@ async fn a_stalled_local_reader_is_cut_and_one_that_leaves_is_noticed() {
 }
 
 /// A proxy whose one listener wants headers from these peers.
-fn behind_balancers(upstream: &str, peers: &str, more: &str) -> Proxy {
+/// `header` is the time for the header and all before the first request.
+fn behind_balancers(upstream: &str, peers: &str, header: &str, more: &str) -> Proxy {
     Proxy::from_toml(&format!(
-        "[server]\ntrusted_proxies = [\"192.0.2.200\"]\ntimeout.header = \"1s\"\n\
+        "[server]\ntrusted_proxies = [\"192.0.2.200\"]\ntimeout.header = \"{header}\"\n\
          [[server.listener]]\nname = \"front\"\naddress = \"127.0.0.1:0\"\nproxy_protocol = {peers}\n{more}\n\
          [log]\naccess = \"json\"\n[upstream.app]\nendpoints = [\"{upstream}\"]\n[[route]]\nupstream = \"app\"\n\
          rate_limit = [{{ by = \"client\", rate = \"2/hour\" }}]\n"
@@ -144,7 +145,7 @@ fn refused(proxy: &Proxy, reason: &str) -> f64 {
 #[tokio::test]
 async fn a_balancer_speaks_for_its_client() {
     let origin = Origin::h1();
-    let proxy = behind_balancers(&origin.url(), "[\"127.0.0.1\"]", "");
+    let proxy = behind_balancers(&origin.url(), "[\"127.0.0.1\"]", "10s", "");
     let v1 = b"PROXY TCP4 192.0.2.1 198.51.100.9 56324 443\r\n".to_vec();
     for (number, (header, client)) in
         [(v1, "192.0.2.1"), (v2(0x21, [192, 0, 2, 2]), "192.0.2.2"), (v2(0x20, [192, 0, 2, 3]), "127.0.0.1")]
@@ -191,7 +192,7 @@ async fn a_header_comes_before_tls_and_before_h2() {
     let (origin, certs) = (Origin::h1(), Certs::new());
     let tls = format!("tls = [{{ cert = \"{}\", key = \"{}\" }}]", certs.name("server.pem"), certs.name("server.key"));
     for (tls, path) in [(tls.as_str(), "/tls"), ("", "/plain")] {
-        let proxy = behind_balancers(&origin.url(), "[\"127.0.0.0/8\"]", tls);
+        let proxy = behind_balancers(&origin.url(), "[\"127.0.0.0/8\"]", "10s", tls);
         let mut stream = TcpStream::connect(proxy.public()).await.unwrap();
         stream.write_all(&v2(0x21, [192, 0, 2, 2])).await.unwrap();
         let request = request("GET", "127.0.0.1:1".parse().unwrap(), path, empty());
@@ -211,7 +212,7 @@ async fn a_header_comes_before_tls_and_before_h2() {
 #[tokio::test]
 async fn who_must_send_a_header_and_does_not_is_closed() {
     let origin = Origin::h1();
-    let proxy = behind_balancers(&origin.url(), "\"127.0.0.1\"", "");
+    let proxy = behind_balancers(&origin.url(), "\"127.0.0.1\"", "1s", "");
     for (number, wrong) in
         ["GET / HTTP/1.1\r\nhost: a\r\n\r\n", "PROXY TCP4 1.2.3.4\r\n", "PROXY TCP4 192."].into_iter().enumerate()
     {
@@ -228,7 +229,7 @@ async fn who_must_send_a_header_and_does_not_is_closed() {
     assert!(eventually(gone, SOON).await);
     assert!((refused(&proxy, "proxy_protocol_malformed") - 3.0).abs() < 0.1);
 
-    let proxy = behind_balancers(&origin.url(), "[\"10.0.0.0/8\", \"unix\"]", "");
+    let proxy = behind_balancers(&origin.url(), "[\"10.0.0.0/8\", \"unix\"]", "1s", "");
     let mut stranger = Raw::connect(proxy.public()).await;
     assert!(stranger.read_to_end().await.map_or(0, |said| said.len()) == 0, "a word from whom nobody knows");
     assert!((refused(&proxy, "proxy_protocol_stranger") - 1.0).abs() < 0.1);
