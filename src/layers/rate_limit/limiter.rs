@@ -12,7 +12,7 @@ use super::settings::Rule;
 use super::told::{Fields, Told};
 use super::{Settings, View};
 use crate::context::{Key, Request};
-use crate::control::gcra::{Nanos, Room};
+use crate::control::gcra::{Nanos, Room, nanos};
 use crate::control::key_store::{Key as Hash, KeyStore, Place};
 use crate::control::surge::Raise;
 use crate::control::talkers::{Talker, Talkers};
@@ -219,8 +219,14 @@ impl Limiter {
         let full_at = match rule {
             Rule::Requests(gcra) => {
                 let reserve = u32::try_from(reserve).unwrap_or(u32::MAX);
-                let take = |full_at: Option<Nanos>| gcra.take_beyond(full_at.unwrap_or(now), now, reserve);
-                let (full_at, place) = self.buckets.update(key, take)?;
+                let take = |now: Nanos| {
+                    self.buckets.update(key, |full_at| gcra.take_beyond(full_at.unwrap_or(now), now, reserve))
+                };
+                let (full_at, place) = take(now).or_else(|wait| {
+                    // One that looked at the clock later may have been here sooner: then what is missing is there.
+                    let later = self.clock.read(Instant::now()).paced;
+                    if later.saturating_sub(now) < nanos(wait) { Err(wait) } else { take(later) }
+                })?;
                 self.count(place, now);
                 full_at
             }

@@ -242,6 +242,17 @@ fn many_threads_together_get_no_more_than_burst_and_rate() {
 }
 
 /// Tells `amount` bytes to the watches of a body, as if they had passed.
+#[tokio::test(start_paused = true)]
+async fn one_who_was_overtaken_on_the_way_to_its_bucket_is_not_refused_for_it() {
+    let limit = limiter(settings(Key::default(), 2, 3600, 2));
+    let request = with_token("a");
+    let overtaken = limit.ask(&request, Instant::now());
+    tokio::time::advance(Duration::from_millis(1)).await;
+    let faster = limit.ask(&request, Instant::now());
+    assert!(limit.take(&faster).is_ok() && limit.take(&overtaken).is_ok());
+    assert_eq!(limit.take(&overtaken).err(), Some(Duration::from_millis(1_800_001)), "two are two");
+}
+
 fn pass(body: &mut Body, amount: usize) {
     body.tell(&vec![0; amount]);
 }
