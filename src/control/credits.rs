@@ -285,14 +285,18 @@ impl<W> Ledger<W> {
     pub fn wait(&mut self, ask: &Ask, wake: W) -> Result<Ticket, (W, Dismissal)> {
         let ask = Ask { class: self.effective(ask.class), ..*ask };
         let supply = self.supply(ask.class);
-        let other = match ask.class {
-            Class::Unary => &self.streams.queue,
-            Class::Stream => &self.unary.queue,
-        };
-        let beside = Beside { len: other.len(), bytes: other.bytes() };
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
-        self.line_mut(ask.class).queue.offer(Waiter { ticket, ask, wake }, supply, beside)
+        let (own, other) = match ask.class {
+            Class::Unary => (&mut self.unary.queue, &mut self.streams.queue),
+            Class::Stream => (&mut self.streams.queue, &mut self.unary.queue),
+        };
+        let beside = Beside { len: other.len(), bytes: other.bytes() };
+        let placed = own.offer(Waiter { ticket, ask, wake }, supply, beside);
+        if placed.is_ok() {
+            while own.exceeds(Beside { len: other.len(), bytes: other.bytes() }) && other.give_way() {}
+        }
+        placed
     }
 
     /// The credits of a class over all endpoints.
@@ -334,10 +338,10 @@ impl<W> Ledger<W> {
     /// A credit of another endpoint than the one to avoid, at once: none when that would be to wait, or to overtake, be it
     /// in a dry run.
     pub fn take_other(&mut self, ask: &Ask) -> Option<Slot> {
-        if self.waiting() > 0 {
+        let ask = Ask { class: self.effective(ask.class), ..*ask };
+        if self.waiting() > 0 || !self.line(ask.class).queue.may_pass(&ask, || self.supply(ask.class)) {
             return None;
         }
-        let ask = Ask { class: self.effective(ask.class), ..*ask };
         let endpoint = self.take_within(&ask)?;
         if ask.avoid == Some(endpoint) {
             // As if it had never been out: there is nothing to learn from it.
@@ -630,6 +634,28 @@ mod tests {
     }
 
     #[test]
+    fn neither_class_can_take_all_places() {
+        for (mine, other) in [(Class::Unary, Class::Stream), (Class::Stream, Class::Unary)] {
+            let mut ledger = Ledger::new(1, 1, Some(1), 4);
+            let slots = [other, mine].map(|class| granted(ledger.acquire(&ask(class), || 0)));
+            for n in 1..=4 {
+                queued(ledger.acquire(&ask(other), || n));
+            }
+            assert_eq!(ledger.acquire(&ask(other), || 5), Answer::Refused(5, Dismissal::Full));
+            queued(ledger.acquire(&ask(mine), || 6));
+            queued(ledger.acquire(&ask(mine), || 7));
+            assert_eq!(ledger.acquire(&ask(mine), || 8), Answer::Refused(8, Dismissal::Full));
+            let gone: Vec<_> = std::iter::from_fn(|| ledger.grant(Instant::now())).collect();
+            let gone_is = |turn: &Turn<u32>| matches!(turn, Turn::Dismissed(3 | 4, Dismissal::Dropped));
+            assert!(gone.len() == 2 && gone.iter().all(gone_is), "{gone:?}");
+            for slot in &slots {
+                ledger.release(slot, Instant::now());
+            }
+            assert_eq!((ledger.waiting(), std::iter::from_fn(|| grant(&mut ledger)).count()), (4, 2));
+        }
+    }
+
+    #[test]
     fn a_request_that_turns_out_to_last_frees_its_unary_credit() {
         let mut ledger = Ledger::new(1, 1, Some(1), 9);
         let mut first = granted(ledger.acquire(&ask(Class::Unary), || 0));
@@ -784,6 +810,9 @@ mod tests {
                     prop_assert_eq!(ledger.used(class), slots.iter().filter(|slot| slot.class() == class).count());
                 }
                 prop_assert!(ledger.waiting() <= 4);
+                for class in [Class::Unary, Class::Stream] {
+                    prop_assert!(ledger.line(class).queue.is_empty() || ledger.supply(class).free == 0);
+                }
             }
             for slot in slots.drain(..) {
                 ledger.release(&slot, Instant::now());

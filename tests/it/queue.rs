@@ -380,6 +380,24 @@ async fn a_key_cannot_take_all_credits_of_a_partitioned_upstream() {
 }
 
 #[tokio::test]
+async fn those_who_wait_for_streams_leave_places_to_others() {
+    let line = Line::new("limit.streams = 1\nqueue = { max = 8, timeout = \"30s\" }").await;
+    let stream = [("accept", "text/event-stream")];
+    let _stream = line.send("/gate?stream", &stream);
+    assert!(eventually(|| line.origin.in_flight() == 2, SOON).await);
+    let mut waiting = Vec::new();
+    for _ in 0..8 {
+        waiting.push(line.join("/gate?stream", &stream).await);
+    }
+    assert_refused(&answer(line.send("/gate?stream", &stream)).await, "queue_full");
+    let mine = line.send("/gate?mine", &[]);
+    assert_refused(&answer(waiting.remove(7)).await, "queue_dropped");
+    assert_eq!(depth(&line.proxy), 8);
+    line.origin.open_gate(10);
+    assert_eq!(answer(mine).await.status, 200);
+}
+
+#[tokio::test]
 async fn a_reload_finds_the_same_who_wait() {
     let line = Line::new("queue.timeout = \"30s\"").await;
     let _a = line.join("/gate?a", &[]).await;

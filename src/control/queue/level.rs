@@ -133,10 +133,15 @@ impl<W> Level<W> {
         Some(*self.tenants.get(&tenant)?.waiting.last_key_value()?.0)
     }
 
-    /// Takes out all.
+    /// Takes out all who wait. Who has a credit is remembered: it will be settled.
     pub(super) fn take_all(&mut self) -> Vec<Waiter<W>> {
-        let tenants = std::mem::replace(self, Self::new()).tenants;
-        tenants.into_values().flat_map(|tenant| tenant.waiting.into_values()).collect()
+        self.by_use.clear();
+        self.by_length.clear();
+        self.len = 0;
+        let waiting = self.tenants.values_mut().map(|tenant| std::mem::take(&mut tenant.waiting));
+        let all = waiting.flat_map(BTreeMap::into_values).collect();
+        self.tenants.retain(|_, tenant| tenant.out > 0);
+        all
     }
 
     /// Changes a tenant, and keeps the two orders.

@@ -72,6 +72,7 @@ pub struct Supply {
 /// What a tenant has been charged for a credit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Charge {
+    era: u64,
     level: usize,
     tenant: u64,
     weight: NonZeroU32,
@@ -97,6 +98,8 @@ pub struct Queue<W> {
     /// Turns that each level has had; those that were without anybody are lifted to the last that was served.
     passes: [u64; 4],
     pass: u64,
+    /// Who counts as one has changed so many times. A charge of another era is one of somebody else.
+    era: u64,
     /// Everybody, by priority and age.
     ages: [BTreeMap<Ticket, Place>; 4],
     /// Everybody by key, where that matters.
@@ -121,6 +124,7 @@ impl<W> Queue<W> {
             levels: std::array::from_fn(|_| Level::new()),
             passes: [0; 4],
             pass: 0,
+            era: 0,
             ages: std::array::from_fn(|_| BTreeMap::new()),
             keys: BTreeSet::new(),
             bytes: 0,
@@ -135,9 +139,15 @@ impl<W> Queue<W> {
         if self.rules == rules {
             return;
         }
+        let is_same = |old: Rules| (old.tenancy, old.order.has_levels()) == (rules.tenancy, rules.order.has_levels());
+        let (keeps_charges, since) = (is_same(self.rules), self.since);
+        let all = self.take_all();
+        if !keeps_charges {
+            self.era += 1;
+            self.levels = std::array::from_fn(|_| Level::new());
+        }
         self.rules = rules;
-        let since = self.since;
-        for waiter in self.take_all() {
+        for waiter in all {
             self.insert(waiter);
         }
         self.since = since.filter(|_| !self.is_empty());
@@ -151,7 +161,8 @@ impl<W> Queue<W> {
     /// A credit came back that was out for `held`, with what was charged for it.
     pub fn on_return(&mut self, charge: Option<Charge>, held: Duration, now: Instant) {
         self.flow.on_return(held, now);
-        if let Some(Charge { level, tenant, weight, cost }) = charge
+        if let Some(Charge { era, level, tenant, weight, cost }) = charge
+            && era == self.era
             && let Some(level) = self.levels.get_mut(level)
         {
             level.settle(tenant, cost, weighed(held, weight));
@@ -187,7 +198,7 @@ impl<W> Queue<W> {
         if let Some(level) = self.levels.get_mut(level) {
             level.charge(tenant, cost);
         }
-        Charge { level, tenant, weight, cost }
+        Charge { era: self.era, level, tenant, weight, cost }
     }
 
     /// Who is next, if any of those who wait may have a free credit.

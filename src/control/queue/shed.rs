@@ -27,7 +27,8 @@ const INTERVAL: Duration = Duration::from_millis(250);
 const WAIT: u32 = 2;
 const LEAST: Duration = Duration::from_millis(2);
 
-/// What else the bounds count: those who wait for the other class.
+/// What else the bounds count: those who wait for the other class. Each class is sure of half of the places and of the
+/// bytes, for a client may choose the one whose credits are out for longer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Beside {
     /// How many.
@@ -56,6 +57,22 @@ impl<W> Queue<W> {
             self.dismissed.push((gone.wake, why));
         }
         Ok(ticket)
+    }
+
+    /// One goes for another who waits for the other class, and is surer of the place. False when nobody waits.
+    pub fn give_way(&mut self) -> bool {
+        let victim = self.victim(None, self.rules.drop == DropPolicy::RejectOldest);
+        let protected = || self.ages.get(PROTECTED)?.last_key_value().map(|(ticket, _)| *ticket);
+        let Some(gone) = victim.or_else(protected).and_then(|ticket| self.remove(ticket)) else { return false };
+        self.dismissed.push((gone.wake, Dismissal::Dropped));
+        true
+    }
+
+    /// Whether more wait, of both classes together, than may.
+    #[must_use]
+    pub fn exceeds(&self, beside: Beside) -> bool {
+        self.len().saturating_add(beside.len) > self.rules.max
+            || self.bytes.saturating_add(beside.bytes) > self.rules.max_bytes
     }
 
     /// Who has been sent away and must be told. Ask until it says none.
@@ -156,9 +173,8 @@ impl<W> Queue<W> {
     /// Who must go, and why, while there are more than there may be. `newcomer` is among them.
     fn excess(&self, newcomer: Ticket, ask: &Ask, supply: Supply, beside: Beside) -> Option<(Ticket, Dismissal)> {
         let len = self.len();
-        let is_full = len.saturating_add(beside.len) > self.rules.max
-            || self.bytes.saturating_add(beside.bytes) > self.rules.max_bytes;
-        if is_full {
+        let takes_more = |own: usize, beside: usize, max: usize| own.saturating_add(beside) > max && own > max / 2;
+        if takes_more(len, beside.len, self.rules.max) || takes_more(self.bytes, beside.bytes, self.rules.max_bytes) {
             return Some(self.dropped(newcomer, ask, None));
         }
         if let Some(crowded) = self.overgrown(newcomer, beside) {
@@ -186,7 +202,7 @@ impl<W> Queue<W> {
     /// Where the newcomer stands, when its partition has taken more places than it leaves to the others.
     fn overgrown(&self, newcomer: Ticket, beside: Beside) -> Option<Place> {
         let Tenancy::Partitions(_) = self.rules.tenancy else { return None };
-        let place = self.place_of(newcomer)?;
+        let place = self.place_of(newcomer).filter(|place| place.level != PROTECTED)?;
         let free = self.rules.max.saturating_sub(self.len().saturating_add(beside.len));
         (self.levels.get(place.level)?.len_of(place.tenant) > free.max(1)).then_some(place)
     }
@@ -202,7 +218,7 @@ impl<W> Queue<W> {
         let is_oldest = self.rules.drop == DropPolicy::RejectOldest;
         let victim = match crowded {
             Some(place) => self.end_of(place.level, place.tenant, is_oldest),
-            None => self.victim(newcomer, is_oldest),
+            None => self.victim(Some(newcomer), is_oldest),
         };
         let victim = victim.unwrap_or(newcomer);
         (victim, if victim == newcomer { Dismissal::Full } else { Dismissal::Dropped })
@@ -212,15 +228,15 @@ impl<W> Queue<W> {
     fn shed(&self, newcomer: Ticket) -> Ticket {
         let victim = match (self.rules.order, self.rules.tenancy) {
             (Order::Deadline, Tenancy::One) => self.end_of(DEFAULT, 0, false),
-            (Order::Deadline, _) => self.victim(newcomer, false),
-            _ => self.victim(newcomer, true),
+            (Order::Deadline, _) => self.victim(Some(newcomer), false),
+            _ => self.victim(Some(newcomer), true),
         };
         victim.unwrap_or(newcomer)
     }
 
     /// The oldest or the newest: of the priority of which too many wait, where that counts, and of the tenant of whom most
     /// wait.
-    fn victim(&self, newcomer: Ticket, is_oldest: bool) -> Option<Ticket> {
+    fn victim(&self, newcomer: Option<Ticket>, is_oldest: bool) -> Option<Ticket> {
         let has_levels = self.rules.order.has_levels();
         let end = |ages: &BTreeMap<Ticket, Place>| {
             if is_oldest { ages.first_key_value() } else { ages.last_key_value() }.map(|(ticket, _)| *ticket)
@@ -235,7 +251,7 @@ impl<W> Queue<W> {
             return if is_oldest { tickets.min() } else { tickets.max() };
         }
         let at = if has_levels { crowded } else { DEFAULT };
-        let here = self.place_of(newcomer).filter(|place| place.level == at);
+        let here = newcomer.and_then(|ticket| self.place_of(ticket)).filter(|place| place.level == at);
         let longest = self.levels.get(at)?.longest(here.map(|place| place.tenant))?;
         self.end_of(at, longest, is_oldest)
     }

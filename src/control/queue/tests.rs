@@ -345,6 +345,53 @@ fn a_partition_leaves_credits_and_places_to_others() {
 }
 
 #[test]
+fn a_partition_is_charged_across_a_reload_and_when_all_are_sent_home() {
+    let hands = Hands::new(NonZeroU16::new(64).unwrap(), 4);
+    let rules = Rules { tenancy: Tenancy::Partitions(hands), ..Rules::default() };
+    for other in [Rules { max: 9, ..rules }, Rules { order: Order::Fair, ..rules }, Rules::default()] {
+        let mut bench = Bench::new(rules);
+        let ask = Ask { tenant: 1, ..bench.ask() };
+        let supply = |out: usize| Supply { usual: 20, free: 20 - out };
+        let mut out = Vec::new();
+        while bench.queue.may_pass(&ask, || supply(out.len())) {
+            out.push(bench.queue.charge(&ask));
+        }
+        bench.of(1).unwrap();
+        bench.queue.set_rules(other);
+        bench.queue.set_rules(rules);
+        bench.queue.take_all();
+        let keeps = other.tenancy == rules.tenancy && other.order == rules.order;
+        assert_eq!(bench.queue.may_pass(&ask, || supply(out.len())), !keeps, "{other:?}");
+        // In a flood each credit that comes back is taken again.
+        for _ in 0..100 {
+            bench.queue.on_return(out.remove(0), MILLI, bench.now);
+            while bench.queue.may_pass(&ask, || supply(out.len())) {
+                out.push(bench.queue.charge(&ask));
+            }
+        }
+        assert_eq!(out.len(), 16, "{other:?}");
+        for charge in out {
+            bench.queue.on_return(charge, MILLI, bench.now);
+        }
+        assert_eq!(bench.queue.levels.iter().map(Level::tenants).sum::<usize>(), 0);
+    }
+}
+
+#[test]
+fn a_partition_does_not_send_the_protected_away() {
+    let tenancy = Tenancy::Partitions(Hands::new(NonZeroU16::new(64).unwrap(), 1));
+    let mut bench = Bench::new(Rules { tenancy, ..rules() });
+    for tenant in 1..=4 {
+        bench.of(tenant).unwrap();
+    }
+    for _ in 0..4 {
+        bench.as_(Priority::Protected).unwrap();
+    }
+    assert_eq!(bench.dismissed().len(), 4);
+    assert_eq!(bench.as_(Priority::Protected), Err(Dismissal::Full), "there is none but protected ones");
+}
+
+#[test]
 fn many_keys_take_the_memory_of_those_who_wait() {
     let tenancies = [Tenancy::Keys, Tenancy::Strangers(Hands::for_strangers())];
     for tenancy in tenancies {
@@ -476,6 +523,7 @@ proptest! {
             prop_assert!(waiting.remove(&waiter.wake));
         }
         prop_assert!(waiting.is_empty() && bench.queue.is_empty());
+        prop_assert_eq!(bench.queue.levels.iter().map(Level::tenants).sum::<usize>(), 0);
         prop_assert_eq!(bench.queue.bytes(), 0);
     }
 
