@@ -21,12 +21,21 @@ struct Tenant<W> {
     waiting: BTreeMap<Seat, Waiter<W>>,
 }
 
+impl<W> Tenant<W> {
+    /// By what those with somebody who waits are ordered: what it has used, who is first in line, and how many wait.
+    fn standing(&self) -> Option<(u64, Seat, usize)> {
+        let (first, _) = self.waiting.first_key_value()?;
+        Some((self.used, *first, self.waiting.len()))
+    }
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Level<W> {
     tenants: BTreeMap<u64, Tenant<W>>,
-    /// Tenants with somebody who waits, by what they have used.
-    by_use: BTreeSet<(u64, u64)>,
+    /// Tenants with somebody who waits, by what they have used; of equals, as most are of whom one request comes, whoever
+    /// is first in line. By their keys the same would be the last each time.
+    by_use: BTreeSet<(u64, Seat, u64)>,
     /// The same, by how many wait.
     by_length: BTreeSet<(usize, u64)>,
     /// What the tenant had used that was served last.
@@ -106,7 +115,7 @@ impl<W> Level<W> {
 
     /// Who is next: the tenant that has used the least, of those that may have one more credit.
     pub(super) fn next(&self, is_newest_first: bool, may: impl Fn(usize) -> bool) -> Option<(u64, Seat)> {
-        let mut tenants = self.by_use.iter().filter_map(|(_, key)| Some((*key, self.tenants.get(key)?)));
+        let mut tenants = self.by_use.iter().filter_map(|(_, _, key)| Some((*key, self.tenants.get(key)?)));
         let (key, tenant) = tenants.find(|(_, tenant)| may(tenant.out))?;
         let seats = &tenant.waiting;
         let (seat, _) = if is_newest_first { seats.last_key_value() } else { seats.first_key_value() }?;
@@ -148,20 +157,20 @@ impl<W> Level<W> {
     fn change<R>(&mut self, key: u64, work: impl FnOnce(&mut Tenant<W>, u64) -> R) -> R {
         let Self { tenants, by_use, by_length, floor, .. } = self;
         let tenant = tenants.entry(key).or_insert_with(|| Tenant { used: *floor, out: 0, waiting: BTreeMap::new() });
-        let before = (tenant.used, tenant.waiting.len());
+        let before = tenant.standing();
         let result = work(tenant, *floor);
-        let after = (tenant.used, tenant.waiting.len());
+        let after = tenant.standing();
         if before != after {
-            if before.1 > 0 {
-                by_use.remove(&(before.0, key));
-                by_length.remove(&(before.1, key));
+            if let Some((used, first, len)) = before {
+                by_use.remove(&(used, first, key));
+                by_length.remove(&(len, key));
             }
-            if after.1 > 0 {
-                by_use.insert((after.0, key));
-                by_length.insert((after.1, key));
+            if let Some((used, first, len)) = after {
+                by_use.insert((used, first, key));
+                by_length.insert((len, key));
             }
         }
-        if after.1 == 0 && tenant.out == 0 {
+        if after.is_none() && tenant.out == 0 {
             tenants.remove(&key);
         }
         result

@@ -300,6 +300,24 @@ fn what_was_used_counts_and_not_how_often() {
 }
 
 #[test]
+fn keys_that_have_used_the_same_are_served_as_they_came() {
+    let mut bench = Bench::new(Rules { order: Order::Fair, tenancy: Tenancy::Keys, max: 100, ..Rules::default() });
+    let mut served = Vec::new();
+    for n in 0..500_u64 {
+        // Each key comes once.
+        bench.of(u64::MAX - n).unwrap();
+        if n >= 50
+            && let Some(next) = bench.queue.next(FREE, bench.now)
+            && let Some((waiter, charge)) = bench.queue.pop(next)
+        {
+            bench.queue.on_return(charge, 20 * MILLI, bench.now);
+            served.push(waiter.wake);
+        }
+    }
+    assert!(served.iter().copied().eq(0..450), "{served:?}");
+}
+
+#[test]
 fn a_weight_is_a_multiple_of_a_share() {
     let rules = Rules { order: Order::Fair, tenancy: Tenancy::Keys, max: 4000, ..Rules::default() };
     let mut bench = Bench::new(rules);
