@@ -1,17 +1,16 @@
 //! What a service says of its load: heard in every form, hidden from the client, told on to a proxy in front.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body::Frame;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::timeout;
 
-use crate::support::{Answer, Origin, Proxy, Raw, Wire, Workers, empty, eventually, get, h2, request};
+use crate::support::{Answer, Origin, Proxy, Raw, Wire, Workers, empty, eventually, get, h2, load, request};
 
 const SOON: Duration = Duration::from_secs(10);
 /// A report in protobuf whose named metric `headworks_credit` is 9.
@@ -290,26 +289,10 @@ async fn a_grpc_call_is_told_pressure_in_its_trailers() {
     assert!(said.len() > 60 && !said.ends_with('='), "{said}");
 }
 
-/// Sends `rate` requests a second for `time`, and counts those that are served.
-async fn load(proxy: &Proxy, rate: f64, time: Duration) -> usize {
-    let mut clients = JoinSet::new();
-    let sender = h2(proxy.public(), 1 << 16).await;
-    let (addr, began, mut sent) = (proxy.public(), Instant::now(), 0);
-    let served = Arc::new(AtomicUsize::new(0));
-    while began.elapsed() < time {
-        while f64::from(sent) < began.elapsed().as_secs_f64() * rate {
-            sent += 1;
-            let (mut sender, served) = (sender.clone(), Arc::clone(&served));
-            clients.spawn(async move {
-                let answer = sender.send_request(request("GET", addr, "/", empty())).await;
-                if answer.is_ok_and(|answer| answer.status() == StatusCode::OK) {
-                    served.fetch_add(1, SeqCst);
-                }
-            });
-        }
-        while clients.try_join_next().is_some() {}
-        sleep(Duration::from_millis(2)).await;
-    }
+/// How many are served of `rate` requests a second for `time`.
+async fn served(proxy: &Proxy, rate: f64, time: Duration) -> usize {
+    let served = Arc::default();
+    let _ = timeout(time, load(proxy, rate, Arc::clone(&served))).await;
     served.load(SeqCst)
 }
 
@@ -318,9 +301,9 @@ async fn a_service_that_tells_how_long_requests_wait_inside_has_no_queue_worth_t
     let service = Workers::reporting(8, Duration::from_millis(50));
     let text = config(&service.url(), "queue.timeout = \"250ms\"", "").replace("in_flight = 40", "in_flight = 1000");
     let proxy = Proxy::from_toml(&text);
-    load(&proxy, 320.0, Duration::from_secs(2)).await;
+    served(&proxy, 320.0, Duration::from_secs(2)).await;
     service.most_inside();
-    let served = load(&proxy, 320.0, Duration::from_secs(2)).await;
+    let served = served(&proxy, 320.0, Duration::from_secs(2)).await;
     let inside = service.most_inside();
     // Clients of the first load have left with their requests still inside; that is over within a moment.
     assert!(inside <= 40, "{inside} inside for 8 workers");
@@ -339,13 +322,13 @@ async fn the_first_of_three_in_a_row_holds_back_for_the_service_behind_the_last(
     let last = link(&service.url(), 4);
     let middle = link(&format!("h2c://{}", last.public()), 1000);
     let first = link(&format!("h2c://{}", middle.public()), 1000);
-    load(&first, 240.0, Duration::from_secs(1)).await;
+    served(&first, 240.0, Duration::from_secs(1)).await;
     let refused = |proxy: &Proxy| {
         let count = |reason| proxy.metric("headworks_requests_total", &[("reason", reason)]);
         count("queue_full") + count("queue_timeout") + count("queue_shed")
     };
     let before = [&first, &middle, &last].map(refused);
-    let served = load(&first, 240.0, Duration::from_secs(2)).await;
+    let served = served(&first, 240.0, Duration::from_secs(2)).await;
     let after = [&first, &middle, &last].map(refused);
     let [at_first, at_middle, at_last] = [0, 1, 2].map(|at| after[at] - before[at]);
     assert!(at_first > 100.0, "{at_first} of about 320 are refused where they come in");

@@ -13,6 +13,7 @@
 //! | `client.rs` | [`Raw`], [`h1`], [`h2`], [`get`]: clients that do exactly what a test says |
 //! | `h2_raw.rs` | [`h2_raw::H2Raw`]: HTTP/2 frame by frame, and the functions that make frames |
 //! | `certs.rs` | [`Certs`]: an authority, a server, a client |
+//! | `load.rs` | [`load`]: clients that come at a rate of their own |
 //! | `luck.rs` | [`Luck`]: chance that is the same in every run |
 //! | `metrics.rs` | [`Metrics`]: the Prometheus text, parsed |
 //! | `redis.rs` | [`Redis`]: a store that instances share, which comes and goes |
@@ -23,6 +24,7 @@ mod certs;
 mod client;
 mod flood;
 pub(crate) mod h2_raw;
+mod load;
 mod luck;
 mod metrics;
 mod origin;
@@ -39,6 +41,7 @@ mod workers;
 pub(crate) use certs::Certs;
 pub(crate) use client::{Answer, Payload, Raw, channel, empty, get, h1, h2, h2_over, h2_tls, request};
 pub(crate) use flood::Flood;
+pub(crate) use load::load;
 pub(crate) use luck::Luck;
 pub(crate) use metrics::Metrics;
 pub(crate) use origin::{Origin, Record, Scene, ScriptFuture};
